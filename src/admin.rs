@@ -1,0 +1,1 @@
+//! HTTP faces for people and machines that watch: `/metrics`, `/livez`, `/readyz`.

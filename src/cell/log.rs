@@ -1,0 +1,289 @@
+//! The seam to the cells of one datastore.
+//!
+//! The trait is made of single requests, each of which may fail in three ways: it was refused, it was not
+//! applied, or nobody knows. Everything that takes more than one request (racing for the tip, settling an
+//! unknown outcome, walking a hole) is built on top of it, once, so that simulation and production share it.
+
+use super::{AddedId, CellKey, Incarnation, Millis, Name, NewCell, ShardId, StoredCell};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use std::fmt;
+
+/// What a request of a seam gives.
+pub type Out<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// Number of the layout of our tables. Tables of another number are refused.
+pub const SCHEMA: u32 = 1;
+
+/// A request that did not come to an answer of the kind that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} on table {table}: {kind}")]
+pub struct StoreError {
+    /// What to do next.
+    pub kind: ErrorKind,
+    /// The table, or the file of an embedded store.
+    pub table: String,
+    /// The DynamoDB operation.
+    pub operation: &'static str,
+    /// What was told to us.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Failures of a request by what follows from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// No answer, or one that says nothing about the outcome: a write may have been applied, or may be
+    /// applied later.
+    Unanswered,
+    /// Not applied: too many requests. Again after a back-off.
+    Throttled,
+    /// Not applied: another transaction holds one of the items. Again after a back-off.
+    Conflict,
+    /// Not applied, and the same request never will be: it breaks a limit of the store.
+    Invalid,
+    /// The answer of a read cannot be decoded.
+    Undecodable,
+    /// Not applied: there is no such table.
+    MissingTable,
+    /// Not applied: credentials lack the right.
+    Denied,
+    /// Not applied: no credentials, or expired ones.
+    Credentials,
+    /// Not applied: the embedded store's file cannot be used (disk full, no rights, lock held too long).
+    Broken,
+}
+
+impl ErrorKind {
+    /// Whether the request is certain not to have been applied.
+    #[must_use]
+    pub fn not_applied(self) -> bool {
+        self != Self::Unanswered
+    }
+
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        !matches!(self, Self::Invalid)
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unanswered => "no usable answer; a write may or may not have been applied",
+            Self::Throttled => "throttled",
+            Self::Conflict => "conflict with another transaction",
+            Self::Invalid => "refused as invalid",
+            Self::Undecodable => "the answer cannot be decoded",
+            Self::MissingTable => "the table does not exist",
+            Self::Denied => "access denied",
+            Self::Credentials => "no valid credentials",
+            Self::Broken => "the embedded store cannot be used",
+        })
+    }
+}
+
+/// A datastore as it was made; never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datastore {
+    /// Its name.
+    pub name: Name,
+    /// Number of shards, 1 or more.
+    pub shards: u32,
+    /// Drawn when it was made.
+    pub incarnation: Incarnation,
+}
+
+impl Datastore {
+    /// Number of tips buckets: one `Query` reads all tips of a bucket.
+    #[must_use]
+    pub fn buckets(&self) -> u32 {
+        Self::buckets_of(self.shards)
+    }
+
+    /// [`Datastore::buckets`] for a number of shards: 16, and more from 1024 shards on, so that a bucket
+    /// holds at most 64.
+    #[must_use]
+    pub fn buckets_of(shards: u32) -> u32 {
+        16.max(shards / 64)
+    }
+
+    /// The bucket of a shard.
+    #[must_use]
+    pub fn bucket(&self, shard: ShardId) -> u32 {
+        shard.0 % self.buckets()
+    }
+
+    /// All shards in order.
+    pub fn all_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.shards).map(ShardId)
+    }
+}
+
+/// A datastore to be made.
+#[derive(Clone, Debug)]
+pub struct NewDatastore {
+    /// Its name.
+    pub name: Name,
+    /// Number of shards, 1 to 65536.
+    pub shards: u32,
+}
+
+/// The tip item of a shard. A shard that was never written has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tip {
+    /// The shard.
+    pub shard: ShardId,
+    /// Highest added ID.
+    pub tip: AddedId,
+    /// `created_at` of that cell.
+    pub created_at: Millis,
+    /// Log up to here, inclusive, may have been deleted.
+    pub trimmed_to: AddedId,
+}
+
+/// One item of the log: the packed cells of one append.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Added ID of its last cell, by which it is keyed.
+    pub last: AddedId,
+    /// Number of cells; the first is `last - n + 1`.
+    pub n: u32,
+    /// Format number and packed cells; decoded by the `store` room's segment codec.
+    pub packed: Bytes,
+    /// When it was appended.
+    pub created_at: Millis,
+}
+
+impl Segment {
+    /// Its key alone.
+    #[must_use]
+    pub fn key(&self) -> SegmentKey {
+        SegmentKey { last: self.last, n: self.n }
+    }
+}
+
+/// A segment without its cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentKey {
+    /// Added ID of its last cell.
+    pub last: AddedId,
+    /// Number of cells.
+    pub n: u32,
+}
+
+impl SegmentKey {
+    /// Added ID of its first cell; 0 for an impossible record, which readers refuse.
+    #[must_use]
+    pub fn first(self) -> AddedId {
+        AddedId((self.last.0 + 1).saturating_sub(u64::from(self.n)))
+    }
+}
+
+/// One append: a transaction of 2 + k actions.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The shard of all its cells.
+    pub shard: ShardId,
+    /// The tip as the writer knows it; `None` for a shard that was never written. The condition.
+    pub tip: Option<Tip>,
+    /// The cells in order, each address once; they get the added IDs after the tip.
+    pub cells: Vec<NewCell>,
+    /// The same cells as a packed segment.
+    pub packed: Bytes,
+    /// Not before the tip's.
+    pub created_at: Millis,
+}
+
+impl Commit {
+    /// The tip that this append makes.
+    #[must_use]
+    pub fn tip_after(&self) -> Tip {
+        let (before, trimmed_to) = self.tip.map_or_else(Default::default, |tip| (tip.tip, tip.trimmed_to));
+        let tip = AddedId(before.0 + self.cells.len() as u64);
+        Tip { shard: self.shard, tip, created_at: self.created_at, trimmed_to }
+    }
+}
+
+/// How an append ended when an answer came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// All of it is stored.
+    Accepted,
+    /// None of it is.
+    Refused {
+        /// The tip was not the expected one: the real one, if the refusal brought it.
+        tip: Option<Option<Tip>>,
+        /// Cells that exist, by their index in the batch, as they are stored.
+        cells: Vec<(usize, StoredCell)>,
+        /// A segment lies where the new one would go, although the tip is the expected one: tables restored
+        /// to different moments.
+        segment: bool,
+    },
+}
+
+/// Strong reads cost twice as much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// May be some moments old.
+    Eventual,
+    /// Sees every write that was acknowledged before.
+    Strong,
+}
+
+/// What a transaction of reads saw of one segment and its tip, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The segment, if it exists.
+    pub segment: Option<Segment>,
+    /// The tip item, if it exists.
+    pub tip: Option<Tip>,
+}
+
+/// The cells of one datastore. Every method is one request, but for [`Log::row`] and the deletion of a trim.
+///
+/// Implementations: DynamoDB (a server, or embedded), memory. One conformance suite holds them alike.
+pub trait Log: Send + Sync + 'static {
+    /// What it is.
+    fn datastore(&self) -> &Datastore;
+
+    /// Appends in one transaction, on the conditions that the tip is `commit.tip`, that no segment lies at the
+    /// new tip, and that none of the cells exists. When several conditions fail, all are told.
+    fn commit(&self, commit: Commit) -> Out<'_, Committed>;
+
+    /// One cell, strongly consistent.
+    fn get<'a>(&'a self, key: &'a CellKey) -> Out<'a, Option<StoredCell>>;
+
+    /// The cell of a column with the highest ref key, strongly consistent.
+    fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>>;
+
+    /// All cells of a row, by column and ref key, strongly consistent; at most `limit`, from the first.
+    fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>>;
+
+    /// Segments whose key is above `after`, ascending: at most `limit`, or fewer where a page is full before.
+    /// An empty answer means that there is none.
+    fn page(&self, shard: ShardId, after: AddedId, limit: u32, consistency: Consistency) -> Out<'_, Vec<Segment>>;
+
+    /// As [`Log::page`], strongly consistent, without the cells.
+    fn keys(&self, shard: ShardId, after: AddedId, limit: u32) -> Out<'_, Vec<SegmentKey>>;
+
+    /// One segment by its key, strongly consistent.
+    fn segment(&self, shard: ShardId, last: AddedId) -> Out<'_, Option<Segment>>;
+
+    /// One segment by its key together with the tip, in one transaction of reads.
+    fn settle(&self, shard: ShardId, last: AddedId) -> Out<'_, Settled>;
+
+    /// All tips of a bucket.
+    fn tips(&self, bucket: u32, consistency: Consistency) -> Out<'_, Vec<Tip>>;
+
+    /// The tip of a shard, strongly consistent.
+    fn tip(&self, shard: ShardId) -> Out<'_, Option<Tip>>;
+
+    /// Raises `trimmed_to` on the condition that it is lower and not above the tip. A refusal changes nothing
+    /// and gives `false`.
+    fn raise_trim(&self, shard: ShardId, to: AddedId) -> Out<'_, bool>;
+
+    /// Deletes one segment of the log. Deleting what is gone is no error.
+    fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()>;
+}

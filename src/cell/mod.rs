@@ -1,0 +1,28 @@
+//! The ground floor: the values that every room speaks of, and the three traits that are the only
+//! seams of the house. Knows no I/O and no other room.
+//!
+//! * [`Log`]: one datastore: append, read a cell, read a shard's log.
+//! * [`Ledger`]: one group: sessions, triggers, leases with their checkpoints, parked cells.
+//! * [`Handler`]: the code that is called.
+
+mod door;
+mod event;
+mod id;
+mod ledger;
+mod log;
+mod value;
+
+pub use door::{BODY_MAX, NESTING_MAX, REF_KEY_MAX, Refusal, same_json};
+pub use event::{Call, Event, Handler, Latest, PutCell, Verdict};
+pub use id::{
+    AddedId, Epoch, Incarnation, Millis, Name, NameError, Pattern, RefKey, SessionId, ShardId, ShardRef, TriggerId,
+};
+pub use ledger::{
+    Answer, Checkpoint, Lane, LaneChange, LaneKind, Lease, LeaseWrite, Ledger, Parked, ParkedState, Role, Session,
+    SessionState, ShardPause, TriggerRecord, TriggerState,
+};
+pub use log::{
+    Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, SCHEMA, Segment, SegmentKey, Settled,
+    StoreError, Tip,
+};
+pub use value::{Cell, CellKey, NewCell, Origin, StoredCell};

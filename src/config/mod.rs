@@ -1,0 +1,1 @@
+//! The config file, made of every room's own `Config`.

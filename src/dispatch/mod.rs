@@ -1,0 +1,1 @@
+//! Order, attempts and parking of the cells in hand.

@@ -1,0 +1,1 @@
+//! Filters: a CEL expression over the event decides whether a trigger is called.

@@ -1,0 +1,1 @@
+//! Who works on what, and until when this process may believe it.

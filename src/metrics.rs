@@ -1,0 +1,1 @@
+//! Metrics: one function per observation, so that no other room names the metrics crate.

@@ -1,0 +1,1 @@
+//! The Unix process: signals and log set-up.

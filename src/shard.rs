@@ -1,0 +1,1 @@
+//! One held shard in one loop: tail, dispatch, checkpoint.

@@ -1,0 +1,1 @@
+//! What is durable: the traits `Log` and `Ledger` over DynamoDB (a server, or embedded) and over memory.

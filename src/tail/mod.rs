@@ -1,0 +1,1 @@
+//! Reads a shard forwards, and hands on only a dense run.

@@ -1,0 +1,1 @@
+//! The lease protocol under a model checker.

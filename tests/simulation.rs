@@ -1,0 +1,1 @@
+//! Several workers over the memory twins, in virtual time, with faults.
