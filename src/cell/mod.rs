@@ -5,11 +5,14 @@
 //! * [`Ledger`]: one group: sessions, triggers, leases with their checkpoints, parked cells.
 //! * [`Handler`]: the code that is called.
 
+pub mod clock;
 mod door;
 mod event;
 mod id;
 mod ledger;
 mod log;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod value;
 
 pub use door::{BODY_MAX, NESTING_MAX, REF_KEY_MAX, Refusal, same_json};

@@ -1,0 +1,278 @@
+//! One group in memory.
+
+use crate::cell::{
+    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis, Name, Out,
+    Parked, Role, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState,
+};
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Unbounded},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// One group in memory.
+#[derive(Default)]
+pub struct MemoryLedger {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    sessions: BTreeMap<SessionId, Session>,
+    triggers: BTreeMap<Name, TriggerRecord>,
+    leases: BTreeMap<ShardRef, Lease>,
+    lanes: BTreeMap<(Lane, AddedId), Parked>,
+}
+
+impl MemoryLedger {
+    /// A new, empty group.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // The tables are consistent whenever the lock is free: every change below is made without a panic.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ready<'a, T: Send + 'a>(value: T) -> Out<'a, T> {
+    Box::pin(std::future::ready(Ok(value)))
+}
+
+impl Tables {
+    /// Applies `change` to a session if `condition` holds of it.
+    fn session(
+        &mut self,
+        id: &SessionId,
+        condition: impl FnOnce(&Session) -> bool,
+        change: impl FnOnce(&mut Session),
+    ) -> Answer<Session> {
+        match self.sessions.get_mut(id) {
+            Some(session) if condition(session) => {
+                change(session);
+                Answer::Accepted(session.clone())
+            }
+            other => Answer::Refused(other.cloned()),
+        }
+    }
+
+    fn lane_allows(&self, change: &LaneChange) -> bool {
+        match change {
+            LaneChange::Put(_) => true,
+            LaneChange::Update(parked) | LaneChange::Delete(parked) => {
+                let item = self.lanes.get(&(parked.lane(), parked.added_id));
+                item.is_some_and(|item| item.revision == parked.revision)
+            }
+        }
+    }
+
+    fn change_lane(&mut self, change: &LaneChange) {
+        let (LaneChange::Put(parked) | LaneChange::Update(parked) | LaneChange::Delete(parked)) = change;
+        let key = (parked.lane(), parked.added_id);
+        match change {
+            LaneChange::Put(parked) => self.lanes.insert(key, Parked { revision: 1, ..parked.clone() }),
+            LaneChange::Update(parked) => {
+                self.lanes.insert(key, Parked { revision: parked.revision + 1, ..parked.clone() })
+            }
+            LaneChange::Delete(_) => self.lanes.remove(&key),
+        };
+    }
+
+    fn write(&mut self, write: &LeaseWrite) -> Answer<Lease> {
+        let lanes = write.lanes.iter().all(|change| self.lane_allows(change));
+        let Some(lease) = self.leases.get_mut(&write.shard) else { return Answer::Refused(None) };
+        if !lanes || !allows(lease, write) {
+            return Answer::Refused(Some(lease.clone()));
+        }
+        lease.seq = write.seq;
+        lease.checkpoints.extend(write.checkpoints.iter().map(|(id, checkpoint)| (id.clone(), checkpoint.clone())));
+        if write.release {
+            lease.owner = None;
+        }
+        let lease = lease.clone();
+        for change in &write.lanes {
+            self.change_lane(change);
+        }
+        Answer::Accepted(lease)
+    }
+}
+
+/// The condition of an owner's write on the lease item.
+fn allows(lease: &Lease, write: &LeaseWrite) -> bool {
+    let falls = |(id, checkpoint): (&TriggerId, &Checkpoint)| {
+        lease.checkpoints.get(id).is_some_and(|stored| stored.low > checkpoint.low)
+    };
+    lease.owner.as_ref() == Some(&write.owner)
+        && lease.epoch == write.epoch
+        && lease.seq < write.seq
+        && !write.checkpoints.iter().any(falls)
+}
+
+impl Ledger for MemoryLedger {
+    fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>> {
+        let mut tables = self.tables();
+        ready(match tables.sessions.get(&session.id) {
+            Some(other) => Answer::Refused(Some(other.clone())),
+            None => {
+                tables.sessions.insert(session.id.clone(), session.clone());
+                Answer::Accepted(session.clone())
+            }
+        })
+    }
+
+    fn beat<'a>(&'a self, id: &'a SessionId) -> Out<'a, Answer<Session>> {
+        ready(self.tables().session(id, |s| s.state != SessionState::Dead, |s| s.beat += 1))
+    }
+
+    fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>> {
+        ready(self.tables().session(id, |s| s.state != SessionState::Dead, |s| s.state = state))
+    }
+
+    fn declare_dead<'a>(&'a self, id: &'a SessionId, seen: Option<u64>) -> Out<'a, Answer<Session>> {
+        let mut tables = self.tables();
+        if seen.is_none() && !tables.sessions.contains_key(id) {
+            let session = Session {
+                id: id.clone(),
+                state: SessionState::Dead,
+                beat: 0,
+                inbox: 0,
+                role: Role::Worker,
+                host: String::new(),
+                pid: 0,
+                version: String::new(),
+                length: Duration::ZERO,
+                started_at: Millis(0),
+            };
+            tables.sessions.insert(id.clone(), session.clone());
+            return ready(Answer::Accepted(session));
+        }
+        let condition = |s: &Session| Some(s.beat) == seen && s.state != SessionState::Dead;
+        ready(tables.session(id, condition, |s| s.state = SessionState::Dead))
+    }
+
+    fn nudge<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
+        let _ = self.tables().session(id, |_| true, |s| s.inbox += 1);
+        ready(())
+    }
+
+    fn sessions(&self) -> Out<'_, Vec<Session>> {
+        ready(self.tables().sessions.values().cloned().collect())
+    }
+
+    fn forget_session<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
+        let mut tables = self.tables();
+        if tables.sessions.get(id).is_some_and(|s| s.state == SessionState::Dead) {
+            tables.sessions.remove(id);
+        }
+        ready(())
+    }
+
+    fn triggers(&self) -> Out<'_, Vec<TriggerRecord>> {
+        ready(self.tables().triggers.values().cloned().collect())
+    }
+
+    fn register<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
+        let mut tables = self.tables();
+        ready(match tables.triggers.get(&record.name) {
+            Some(other) => Answer::Refused(Some(other.clone())),
+            None => {
+                tables.triggers.insert(record.name.clone(), record.clone());
+                Answer::Accepted(record.clone())
+            }
+        })
+    }
+
+    fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
+        let mut tables = self.tables();
+        let stored = tables.triggers.get(&record.name);
+        if stored.is_none_or(|stored| (&stored.id, stored.revision) != (&record.id, record.revision)) {
+            return ready(Answer::Refused(stored.cloned()));
+        }
+        let after = TriggerRecord { revision: record.revision + 1, ..record.clone() };
+        if after.state == TriggerState::Retired {
+            tables.triggers.remove(&record.name);
+        } else {
+            tables.triggers.insert(record.name.clone(), after.clone());
+        }
+        ready(Answer::Accepted(after))
+    }
+
+    fn leases<'a>(&'a self, source: &'a Name) -> Out<'a, Vec<Lease>> {
+        ready(self.tables().leases.values().filter(|lease| lease.shard.source == *source).cloned().collect())
+    }
+
+    fn lease<'a>(&'a self, shard: &'a ShardRef) -> Out<'a, Option<Lease>> {
+        ready(self.tables().leases.get(shard).cloned())
+    }
+
+    fn claim<'a>(
+        &'a self,
+        shard: &'a ShardRef,
+        incarnation: &'a Incarnation,
+        me: &'a SessionId,
+        seen: Option<&'a Lease>,
+    ) -> Out<'a, Answer<Lease>> {
+        let mut tables = self.tables();
+        let stored = tables.leases.get(shard);
+        if stored.map(|l| (l.epoch, &l.owner)) != seen.map(|l| (l.epoch, &l.owner)) {
+            return ready(Answer::Refused(stored.cloned()));
+        }
+        let mut lease = stored.cloned().unwrap_or_else(|| Lease {
+            shard: shard.clone(),
+            incarnation: incarnation.clone(),
+            owner: None,
+            epoch: Epoch(0),
+            seq: 0,
+            checkpoints: BTreeMap::new(),
+        });
+        lease.owner = Some(me.clone());
+        lease.epoch = Epoch(lease.epoch.0 + 1);
+        lease.seq = 0;
+        tables.leases.insert(shard.clone(), lease.clone());
+        ready(Answer::Accepted(lease))
+    }
+
+    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Answer<Lease>> {
+        ready(self.tables().write(write))
+    }
+
+    fn operate<'a>(
+        &'a self,
+        shard: &'a ShardRef,
+        seen: Epoch,
+        trigger: &'a TriggerId,
+        checkpoint: &'a Checkpoint,
+    ) -> Out<'a, Answer<Lease>> {
+        let mut tables = self.tables();
+        ready(match tables.leases.get_mut(shard) {
+            Some(lease) if lease.epoch == seen => {
+                lease.epoch = Epoch(seen.0 + 1);
+                lease.owner = None;
+                lease.seq = 0;
+                lease.checkpoints.insert(trigger.clone(), checkpoint.clone());
+                Answer::Accepted(lease.clone())
+            }
+            other => Answer::Refused(other.cloned()),
+        })
+    }
+
+    fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {
+        let tables = self.tables();
+        let range = tables.lanes.range((Excluded((lane.clone(), after)), Unbounded));
+        ready(range.take_while(|((of, _), _)| of == lane).map(|(_, parked)| parked.clone()).take(limit).collect())
+    }
+
+    fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
+        let mut tables = self.tables();
+        let allowed = changes.iter().all(|change| tables.lane_allows(change));
+        if allowed {
+            for change in changes {
+                tables.change_lane(change);
+            }
+        }
+        ready(allowed)
+    }
+}

@@ -1,0 +1,151 @@
+//! One datastore in memory.
+
+use crate::cell::{
+    AddedId, Cell, CellKey, Commit, Committed, Consistency, Datastore, Incarnation, Log, NewDatastore, Out, Segment,
+    SegmentKey, Settled, ShardId, StoredCell, Tip,
+};
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Unbounded},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// One datastore in memory. Strong and eventual reads are the same; a wrapper makes them differ.
+pub struct MemoryLog {
+    datastore: Datastore,
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    cells: BTreeMap<CellKey, StoredCell>,
+    log: BTreeMap<(ShardId, AddedId), Segment>,
+    tips: BTreeMap<ShardId, Tip>,
+}
+
+impl MemoryLog {
+    /// A new, empty datastore with a random incarnation.
+    #[must_use]
+    pub fn new(new: &NewDatastore) -> Self {
+        let datastore = Datastore { name: new.name.clone(), shards: new.shards, incarnation: Incarnation::random() };
+        Self { datastore, tables: Mutex::default() }
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // The tables are consistent whenever the lock is free: every change below is made without a panic.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ready<'a, T: Send + 'a>(value: T) -> Out<'a, T> {
+    Box::pin(std::future::ready(Ok(value)))
+}
+
+impl Tables {
+    fn commit(&mut self, commit: Commit) -> Committed {
+        let after = commit.tip_after();
+        let tip = self.tips.get(&commit.shard).copied();
+        let wrong_tip = tip.map(|tip| tip.tip) != commit.tip.map(|tip| tip.tip);
+        let existing = commit.cells.iter().enumerate();
+        let existing: Vec<_> = existing.filter_map(|(i, cell)| Some((i, self.cells.get(&cell.key)?.clone()))).collect();
+        let segment = self.log.contains_key(&(commit.shard, after.tip));
+        if wrong_tip || segment || !existing.is_empty() {
+            return Committed::Refused { tip: wrong_tip.then_some(tip), cells: existing, segment };
+        }
+        // The tip item keeps its own `trimmed_to`: a trim may have raised it since the writer looked.
+        let trimmed_to = tip.map_or(AddedId(0), |tip| tip.trimmed_to);
+        self.tips.insert(commit.shard, Tip { trimmed_to, ..after });
+        let n = u32::try_from(commit.cells.len()).expect("a batch is small");
+        let segment = Segment { last: after.tip, n, packed: commit.packed, created_at: commit.created_at };
+        let mut added_id = segment.key().first();
+        self.log.insert((commit.shard, after.tip), segment);
+        for new in commit.cells {
+            let cell =
+                Cell { key: new.key, shard: commit.shard, added_id, created_at: commit.created_at, body: new.body };
+            self.cells.insert(cell.key.clone(), StoredCell { cell, origin: new.origin });
+            added_id = added_id.next();
+        }
+        Committed::Accepted
+    }
+
+    fn row<'a>(&'a self, row_key: &str) -> impl DoubleEndedIterator<Item = &'a StoredCell> + use<'a> {
+        let from = CellKey { row_key: row_key.into(), column: "".into(), ref_key: 0 };
+        let row = from.row_key.clone();
+        let mut cells: Vec<_> = self.cells.range(from..).take_while(|(key, _)| key.row_key == row).collect();
+        // The sort key of the table is `column#ref_key`, whose order differs from the pair's.
+        cells.sort_by_cached_key(|(key, _)| format!("{}#{:020}", key.column, key.ref_key));
+        cells.into_iter().map(|(_, cell)| cell)
+    }
+
+    fn segments(&self, shard: ShardId, after: AddedId, limit: u32) -> impl Iterator<Item = &Segment> {
+        let range = (Excluded((shard, after)), Unbounded);
+        self.log.range(range).take_while(move |((of, _), _)| *of == shard).map(|(_, s)| s).take(limit as usize)
+    }
+}
+
+impl Log for MemoryLog {
+    fn datastore(&self) -> &Datastore {
+        &self.datastore
+    }
+
+    fn commit(&self, commit: Commit) -> Out<'_, Committed> {
+        ready(self.tables().commit(commit))
+    }
+
+    fn get<'a>(&'a self, key: &'a CellKey) -> Out<'a, Option<StoredCell>> {
+        ready(self.tables().cells.get(key).cloned())
+    }
+
+    fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>> {
+        let from = CellKey { row_key: row_key.into(), column: column.into(), ref_key: 0 };
+        let to = CellKey { ref_key: u64::MAX, ..from.clone() };
+        ready(self.tables().cells.range(from..=to).next_back().map(|(_, cell)| cell.clone()))
+    }
+
+    fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>> {
+        ready(self.tables().row(row_key).take(limit).cloned().collect())
+    }
+
+    fn page(&self, shard: ShardId, after: AddedId, limit: u32, _: Consistency) -> Out<'_, Vec<Segment>> {
+        ready(self.tables().segments(shard, after, limit).cloned().collect())
+    }
+
+    fn keys(&self, shard: ShardId, after: AddedId, limit: u32) -> Out<'_, Vec<SegmentKey>> {
+        ready(self.tables().segments(shard, after, limit).map(Segment::key).collect())
+    }
+
+    fn segment(&self, shard: ShardId, last: AddedId) -> Out<'_, Option<Segment>> {
+        ready(self.tables().log.get(&(shard, last)).cloned())
+    }
+
+    fn settle(&self, shard: ShardId, last: AddedId) -> Out<'_, Settled> {
+        let tables = self.tables();
+        let (segment, tip) = (tables.log.get(&(shard, last)).cloned(), tables.tips.get(&shard).copied());
+        ready(Settled { segment, tip })
+    }
+
+    fn tips(&self, bucket: u32, _: Consistency) -> Out<'_, Vec<Tip>> {
+        let tables = self.tables();
+        let tips = tables.tips.values().filter(|tip| self.datastore.bucket(tip.shard) == bucket);
+        ready(tips.copied().collect())
+    }
+
+    fn tip(&self, shard: ShardId) -> Out<'_, Option<Tip>> {
+        ready(self.tables().tips.get(&shard).copied())
+    }
+
+    fn raise_trim(&self, shard: ShardId, to: AddedId) -> Out<'_, bool> {
+        let mut tables = self.tables();
+        let tip = tables.tips.get_mut(&shard).filter(|tip| tip.trimmed_to < to && to <= tip.tip);
+        let raised = tip.is_some();
+        if let Some(tip) = tip {
+            tip.trimmed_to = to;
+        }
+        ready(raised)
+    }
+
+    fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
+        self.tables().log.remove(&(shard, last));
+        ready(())
+    }
+}

@@ -1,0 +1,209 @@
+//! The packed form of a log segment: a format number, then the cells, zstd with a checksum.
+//!
+//! Format 1, each length and number as a LEB128 varint:
+//!
+//! ```text
+//! 01 zstd( { row_key length, row_key, column length, column, ref_key, body length, body }* )
+//! ```
+//!
+//! Cells of a segment share shard and `created_at`, and their added IDs count up to the segment's key, so none of
+//! these is packed. Unpacked cells are slices of one buffer: nothing is copied a cell, and no JSON is parsed.
+
+use crate::cell::{AddedId, Cell, CellKey, NewCell, Segment, ShardId};
+use bytes::Bytes;
+use bytestring::ByteString;
+use zstd::bulk::{Compressor, Decompressor};
+
+/// The format that we write.
+const FORMAT: u8 = 1;
+/// Longest packed segment, in bytes: with its other attributes it must fit an item.
+pub const PACKED_MAX: usize = 380 * 1024;
+/// Longest unpacked segment, in bytes. A writer stays below; a reader refuses more before it takes memory for it.
+pub const RAW_MAX: usize = 2 << 20;
+/// What a reader accepts: what a writer may write, and the lengths.
+const UNPACKED_MAX: usize = RAW_MAX + (64 << 10);
+
+/// Why a segment cannot be unpacked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SegmentError {
+    /// Written by a newer release. Not damaged.
+    #[error("segment format {0} is not known to this release; upgrade it")]
+    UnknownFormat(u8),
+    /// Not what a writer of this format can have written.
+    #[error("segment is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// Bytes of a cell in an unpacked segment, at most.
+#[must_use]
+pub fn raw_size(cell: &NewCell) -> usize {
+    cell.key.row_key.len() + cell.key.column.len() + cell.body.len() + 18
+}
+
+/// Packs cells in their order.
+#[must_use]
+pub fn pack(cells: &[NewCell]) -> Bytes {
+    let mut raw = Vec::with_capacity(cells.iter().map(raw_size).sum());
+    for cell in cells {
+        put_text(&mut raw, &cell.key.row_key);
+        put_text(&mut raw, &cell.key.column);
+        put_number(&mut raw, cell.key.ref_key);
+        put_text(&mut raw, &cell.body);
+    }
+    let mut compressor = Compressor::new(1).expect("level 1 exists");
+    compressor.include_checksum(true).expect("zstd knows checksums");
+    let mut packed = vec![FORMAT];
+    packed.extend_from_slice(&compressor.compress(&raw).expect("compressing into memory does not fail"));
+    packed.into()
+}
+
+/// Unpacks a segment of a shard.
+///
+/// # Errors
+/// When the format is unknown, or the content is not what a writer of that format wrote.
+pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentError> {
+    let (&format, packed) = segment.packed.split_first().ok_or(SegmentError::Damaged("empty"))?;
+    if format != FORMAT {
+        return Err(SegmentError::UnknownFormat(format));
+    }
+    let size = Decompressor::upper_bound(packed).ok_or(SegmentError::Damaged("no zstd frame"))?;
+    if size > UNPACKED_MAX {
+        return Err(SegmentError::Damaged("longer than any writer writes"));
+    }
+    let raw = zstd::bulk::decompress(packed, size).map_err(|_| SegmentError::Damaged("checksum or frame"))?;
+    let mut rest = Reader { raw: raw.into(), at: 0 };
+    let first = segment.key().first();
+    if segment.n == 0 || first == AddedId(0) {
+        return Err(SegmentError::Damaged("number of cells"));
+    }
+    let mut cells = Vec::with_capacity(segment.n as usize);
+    for i in 0..u64::from(segment.n) {
+        let (row_key, column) = (rest.text()?, rest.text()?);
+        let key = CellKey { row_key, column, ref_key: rest.number()? };
+        let added_id = AddedId(first.0 + i);
+        cells.push(Cell { key, shard, added_id, created_at: segment.created_at, body: rest.text()? });
+    }
+    if rest.at < rest.raw.len() {
+        return Err(SegmentError::Damaged("more cells than counted"));
+    }
+    Ok(cells)
+}
+
+fn put_text(raw: &mut Vec<u8>, text: &str) {
+    put_number(raw, text.len() as u64);
+    raw.extend_from_slice(text.as_bytes());
+}
+
+fn put_number(raw: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        raw.push(number.to_le_bytes()[0] | 0x80);
+        number >>= 7;
+    }
+    raw.push(number.to_le_bytes()[0]);
+}
+
+struct Reader {
+    raw: Bytes,
+    at: usize,
+}
+
+impl Reader {
+    fn number(&mut self) -> Result<u64, SegmentError> {
+        let mut number = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = *self.raw.get(self.at).ok_or(SegmentError::Damaged("cut short"))?;
+            self.at += 1;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err(SegmentError::Damaged("a number of more than 64 bits"))
+    }
+
+    fn text(&mut self) -> Result<ByteString, SegmentError> {
+        let length = usize::try_from(self.number()?).map_err(|_| SegmentError::Damaged("length"))?;
+        let end = self.at.checked_add(length).filter(|end| *end <= self.raw.len());
+        let end = end.ok_or(SegmentError::Damaged("cut short"))?;
+        let text = ByteString::try_from(self.raw.slice(self.at..end));
+        self.at = end;
+        text.map_err(|_| SegmentError::Damaged("not UTF-8"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::Millis;
+    use proptest::prelude::*;
+
+    fn segment(cells: &[NewCell], last: u64) -> Segment {
+        let n = u32::try_from(cells.len()).unwrap();
+        Segment { last: AddedId(last), n, packed: pack(cells), created_at: Millis(7) }
+    }
+
+    fn new_cell() -> impl Strategy<Value = NewCell> {
+        (".{1,20}", "[^#]{1,9}", any::<u64>(), ".{0,200}").prop_map(|(row, column, ref_key, body)| NewCell {
+            key: CellKey { row_key: row.into(), column: column.into(), ref_key },
+            body: body.into(),
+            origin: None,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked(cells in prop::collection::vec(new_cell(), 1..98), before in 0_u64..1 << 40) {
+            let segment = segment(&cells, before + cells.len() as u64);
+            let unpacked = unpack(ShardId(3), &segment).unwrap();
+            prop_assert_eq!(unpacked.len(), cells.len());
+            for (i, (new, cell)) in cells.iter().zip(&unpacked).enumerate() {
+                prop_assert_eq!((&new.key, &new.body), (&cell.key, &cell.body));
+                prop_assert_eq!((cell.added_id, cell.shard), (AddedId(before + 1 + i as u64), ShardId(3)));
+                prop_assert_eq!(cell.created_at, Millis(7));
+            }
+        }
+
+        #[test]
+        fn a_flipped_byte_is_seen(cells in prop::collection::vec(new_cell(), 1..9), at: prop::sample::Index, bit in 0_u8..8) {
+            let mut segment = segment(&cells, 100);
+            let mut packed = segment.packed.to_vec();
+            let at = at.index(packed.len());
+            packed[at] ^= 1_u8 << bit;
+            segment.packed = packed.into();
+            // Some bits of a zstd header carry nothing; then the content must be the same.
+            match unpack(ShardId(0), &segment) {
+                Err(_) => {}
+                Ok(unpacked) => for (new, cell) in cells.iter().zip(&unpacked) {
+                    prop_assert_eq!((&new.key, &new.body), (&cell.key, &cell.body));
+                },
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(packed in prop::collection::vec(any::<u8>(), 0..300), n in 0_u32..200, last: u64) {
+            for first in [None, Some(FORMAT)] {
+                let packed = first.into_iter().chain(packed.iter().copied()).collect::<Vec<_>>().into();
+                let _ = unpack(ShardId(0), &Segment { last: AddedId(last), n, packed, created_at: Millis(0) });
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_no_damage() {
+        let segment = Segment { last: AddedId(1), n: 1, packed: vec![2, 0].into(), created_at: Millis(0) };
+        assert_eq!(unpack(ShardId(0), &segment), Err(SegmentError::UnknownFormat(2)));
+    }
+
+    #[test]
+    fn the_count_is_checked() {
+        let cell = NewCell {
+            key: CellKey { row_key: "r".into(), column: "c".into(), ref_key: 0 },
+            body: "1".into(),
+            origin: None,
+        };
+        let good = segment(&[cell.clone(), cell], 2);
+        assert!(unpack(ShardId(0), &Segment { n: 1, ..good.clone() }).is_err());
+        assert!(unpack(ShardId(0), &Segment { n: 3, last: AddedId(3), ..good.clone() }).is_err());
+        assert!(unpack(ShardId(0), &Segment { last: AddedId(1), ..good }).is_err(), "its first would be place 0");
+    }
+}

@@ -1,0 +1,312 @@
+//! One dense run.
+
+use crate::{
+    cell::{AddedId, Cell, Consistency, ErrorKind, Log, Segment, SegmentKey, ShardId, StoreError},
+    store::segment::{SegmentError, unpack},
+};
+
+/// How often a read is repeated in one go because of what it saw.
+const TRIES: u32 = 3;
+
+/// What lies next in a shard's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The cells of a segment, or those of it after the place that was asked for.
+    Cells(Vec<Cell>),
+    /// A hole that a trim made.
+    Trimmed {
+        /// First place of it.
+        first: AddedId,
+        /// Last place of it.
+        last: AddedId,
+    },
+    /// A segment that two strong reads could not decode.
+    Damaged {
+        /// First place of it.
+        first: AddedId,
+        /// Last place of it.
+        last: AddedId,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Entry {
+    /// First and last place that it covers; `None` for no cells.
+    #[must_use]
+    pub fn range(&self) -> Option<(AddedId, AddedId)> {
+        match self {
+            Self::Cells(cells) => Some((cells.first()?.added_id, cells.last()?.added_id)),
+            Self::Trimmed { first, last } | Self::Damaged { first, last, .. } => Some((*first, *last)),
+        }
+    }
+}
+
+/// Entries without a gap, in order, the first of them right after the place that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// The entries; none when there is nothing to hand on yet.
+    pub entries: Vec<Entry>,
+}
+
+impl Run {
+    /// Last place of the run; `after` for an empty one.
+    #[must_use]
+    pub fn end(&self, after: AddedId) -> AddedId {
+        self.entries.last().and_then(Entry::range).map_or(after, |(_, last)| last)
+    }
+}
+
+/// Cells of a shard, and where to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cells {
+    /// In log order.
+    pub cells: Vec<Cell>,
+    /// The place to read after next time.
+    pub next: AddedId,
+}
+
+/// Why a shard cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    /// The store did not answer as it should; again later.
+    #[error("the log cannot be read")]
+    Store(#[from] StoreError),
+    /// Cells are missing that no trim removed.
+    #[error(
+        "shard {shard}: added IDs {first} to {last} are missing from the log, and no trim removed them \
+         (trimmed_to is {trimmed_to}): restore the tables to one moment, or skip them with \
+         `cellhook checkpoint rewind TRIGGER --shard {shard} --to {last}`"
+    )]
+    Hole {
+        /// The shard.
+        shard: ShardId,
+        /// First missing place.
+        first: AddedId,
+        /// Last missing place.
+        last: AddedId,
+        /// Where the last trim ended.
+        trimmed_to: AddedId,
+    },
+    /// Two segments claim the same places.
+    #[error(
+        "shard {shard}: the segment that ends at {last} begins at {first}, below the next place {expected}: two segments \
+         overlap; restore the tables to one moment"
+    )]
+    Overlap {
+        /// The shard.
+        shard: ShardId,
+        /// Where the segment begins.
+        first: AddedId,
+        /// Where it ends.
+        last: AddedId,
+        /// Where it should begin.
+        expected: AddedId,
+    },
+    /// The place that was asked for lies above the tip.
+    #[error(
+        "shard {shard}: the checkpoint {after} is above the tip {tip}: the tables were restored to different moments; \
+         rewind with `cellhook checkpoint rewind TRIGGER --shard {shard} --to {tip}` once the datastore is as it should be"
+    )]
+    AboveTip {
+        /// The shard.
+        shard: ShardId,
+        /// The place.
+        after: AddedId,
+        /// The tip.
+        tip: AddedId,
+    },
+    /// A newer release wrote a segment.
+    #[error("shard {shard}: {error}")]
+    Newer {
+        /// The shard.
+        shard: ShardId,
+        /// Which format.
+        error: SegmentError,
+    },
+    /// Reads that see part of a transaction, several times in a row; again later.
+    #[error("shard {shard}: reads after {after} keep seeing part of a transaction")]
+    Torn {
+        /// The shard.
+        shard: ShardId,
+        /// The place.
+        after: AddedId,
+    },
+}
+
+impl TailError {
+    /// Whether it may pass without a person.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Torn { .. } | Self::Newer { .. })
+    }
+}
+
+/// Reads a dense run after `after`: at most `limit` segments. `tip` is what the reader has heard of the tip, 0 for
+/// nothing: an empty answer below it is looked into.
+///
+/// # Errors
+/// See [`TailError`]. A run that comes to a hole behind some entries is handed on without an error; the hole is met at the
+/// next call.
+pub async fn run(log: &dyn Log, shard: ShardId, after: AddedId, limit: u32, tip: AddedId) -> Result<Run, TailError> {
+    let mut consistency = Consistency::Eventual;
+    for _ in 0..TRIES {
+        let segments = match log.page(shard, after, limit, consistency).await {
+            Ok(segments) => segments,
+            Err(error) if error.kind == ErrorKind::Undecodable => return walk(log, shard, after, limit).await,
+            Err(error) => return Err(error.into()),
+        };
+        let found = segments.first().map(Segment::key);
+        let mut run = Run::default();
+        let mut end = after;
+        for segment in segments {
+            if !joins(shard, segment.key(), end, run.entries.is_empty())? {
+                break;
+            }
+            end = segment.last;
+            run.entries.push(open(log, shard, segment, after).await?);
+        }
+        if !run.entries.is_empty() || (found.is_none() && tip <= after) {
+            return Ok(run);
+        }
+        if consistency == Consistency::Eventual {
+            consistency = Consistency::Strong;
+            continue;
+        }
+        // The hole stands in a strong read. Its last segment ends just before the next begins, or at the tip.
+        let last = found.map_or(tip, |next| AddedId(next.first().0.saturating_sub(1)));
+        if let Some(entry) = settle(log, shard, after, last).await? {
+            return Ok(Run { entries: vec![entry] });
+        }
+    }
+    Err(TailError::Torn { shard, after })
+}
+
+/// Whether a segment goes on where `end` is; `false` for one that lies beyond a hole.
+fn joins(shard: ShardId, key: SegmentKey, end: AddedId, first_of_run: bool) -> Result<bool, TailError> {
+    let expected = end.next();
+    let first = key.first();
+    // The first segment of a run may hold the place itself: its key is above it, its beginning below.
+    if first < expected && !first_of_run || first == AddedId(0) {
+        return Err(TailError::Overlap { shard, first, last: key.last, expected });
+    }
+    Ok(first <= expected)
+}
+
+/// Looks at a hole in one moment, together with the tip. `None`: there is none, the reads were torn.
+async fn settle(log: &dyn Log, shard: ShardId, after: AddedId, last: AddedId) -> Result<Option<Entry>, TailError> {
+    let settled = log.settle(shard, last).await?;
+    let (tip, trimmed_to) = settled.tip.map_or_else(Default::default, |tip| (tip.tip, tip.trimmed_to));
+    let first = after.next();
+    if tip < after {
+        return Err(TailError::AboveTip { shard, after, tip });
+    }
+    #[cfg(feature = "planted")]
+    if crate::cell::planted::is("hole taken for a trim") && settled.segment.is_none() {
+        return Ok(Some(Entry::Trimmed { first, last }));
+    }
+    if settled.segment.is_some() || last < first {
+        return Ok(None);
+    }
+    if trimmed_to >= first {
+        return Ok(Some(Entry::Trimmed { first, last: last.min(trimmed_to) }));
+    }
+    Err(TailError::Hole { shard, first, last, trimmed_to })
+}
+
+/// Unpacks a segment and leaves out what lies at or before `after`.
+async fn open(log: &dyn Log, shard: ShardId, segment: Segment, after: AddedId) -> Result<Entry, TailError> {
+    let first = segment.key().first().max(after.next());
+    let reason = match unpack(shard, &segment) {
+        Ok(cells) => return Ok(Entry::Cells(since(cells, first))),
+        Err(error @ SegmentError::UnknownFormat(_)) => return Err(TailError::Newer { shard, error }),
+        Err(error) => error.to_string(),
+    };
+    again(log, shard, segment.key(), after, reason).await
+}
+
+/// The second, strong read of a segment that could not be decoded.
+async fn again(
+    log: &dyn Log,
+    shard: ShardId,
+    key: SegmentKey,
+    after: AddedId,
+    reason: String,
+) -> Result<Entry, TailError> {
+    let first = key.first().max(after.next());
+    let damaged = |reason| Ok(Entry::Damaged { first, last: key.last, reason });
+    match log.segment(shard, key.last).await {
+        Ok(Some(segment)) => match unpack(shard, &segment) {
+            Ok(cells) => Ok(Entry::Cells(since(cells, first))),
+            Err(error @ SegmentError::UnknownFormat(_)) => Err(TailError::Newer { shard, error }),
+            Err(error) => damaged(error.to_string()),
+        },
+        // Trimmed meanwhile: the next read sees the hole.
+        Ok(None) => Err(TailError::Torn { shard, after }),
+        Err(error) if error.kind == ErrorKind::Undecodable => damaged(reason),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn since(cells: Vec<Cell>, first: AddedId) -> Vec<Cell> {
+    match cells.first() {
+        Some(cell) if cell.added_id < first => cells.into_iter().filter(|cell| cell.added_id >= first).collect(),
+        _ => cells,
+    }
+}
+
+/// A page whose answer cannot be decoded, one segment at a time.
+async fn walk(log: &dyn Log, shard: ShardId, after: AddedId, limit: u32) -> Result<Run, TailError> {
+    let mut run = Run::default();
+    let mut end = after;
+    for key in log.keys(shard, after, limit).await? {
+        if !joins(shard, key, end, run.entries.is_empty())? {
+            break;
+        }
+        end = key.last;
+        let entry = match log.segment(shard, key.last).await {
+            Ok(Some(segment)) => open(log, shard, segment, after).await?,
+            Ok(None) => break,
+            Err(error) if error.kind == ErrorKind::Undecodable => {
+                again(log, shard, key, after, error.source.map_or_else(String::new, |source| source.to_string()))
+                    .await?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        run.entries.push(entry);
+    }
+    if run.entries.is_empty() { Err(TailError::Torn { shard, after }) } else { Ok(run) }
+}
+
+/// Cells of a shard after a place, at most `limit`, and where to go on: for readers without a checkpoint. Trimmed places
+/// are passed; a damaged segment ends the answer with an error.
+///
+/// # Errors
+/// See [`TailError`].
+pub async fn cells(log: &dyn Log, shard: ShardId, after: AddedId, limit: usize) -> Result<Cells, TailError> {
+    let mut answer = Cells { cells: Vec::new(), next: after };
+    let tip = log.tip(shard).await?.map_or(AddedId(0), |tip| tip.tip);
+    while answer.cells.len() < limit && answer.next < tip {
+        let segments = u32::try_from(limit - answer.cells.len()).unwrap_or(u32::MAX).clamp(1, 50);
+        for entry in run(log, shard, answer.next, segments, tip).await?.entries {
+            match entry {
+                Entry::Cells(cells) => {
+                    let room = limit - answer.cells.len();
+                    answer.cells.extend(cells.into_iter().take(room));
+                    answer.next = answer.cells.last().map_or(answer.next, |cell| cell.added_id);
+                    if answer.cells.len() == limit {
+                        return Ok(answer);
+                    }
+                }
+                Entry::Trimmed { last, .. } => answer.next = last,
+                Entry::Damaged { first, last, reason } => {
+                    let table = format!("{}.log", log.datastore().name);
+                    let source = format!("shard {shard}, added IDs {first} to {last}: {reason}");
+                    let kind = ErrorKind::Undecodable;
+                    return Err(StoreError { kind, table, operation: "Query", source: Some(source.into()) }.into());
+                }
+            }
+        }
+    }
+    Ok(answer)
+}
