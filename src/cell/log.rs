@@ -287,3 +287,19 @@ pub trait Log: Send + Sync + 'static {
     /// Deletes one segment of the log. Deleting what is gone is no error.
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()>;
 }
+
+/// An error with its causes, for one line of a log.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.ends_with(&inner) {
+            text.push_str(": ");
+            text.push_str(&inner);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -26,6 +26,6 @@ pub use ledger::{
 };
 pub use log::{
     Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, SCHEMA, Segment, SegmentKey, Settled,
-    StoreError, Tip,
+    StoreError, Tip, chain,
 };
 pub use value::{Cell, CellKey, NewCell, Origin, StoredCell};

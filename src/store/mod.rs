@@ -2,6 +2,8 @@
 
 mod cells;
 pub mod memory;
+mod presence;
 pub mod segment;
 
 pub use cells::{BATCH_MAX, Cells, Placed, PutError};
+pub use presence::Presence;

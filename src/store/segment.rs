@@ -12,7 +12,7 @@
 use crate::cell::{AddedId, Cell, CellKey, NewCell, Segment, ShardId};
 use bytes::Bytes;
 use bytestring::ByteString;
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::{bulk::Compressor, zstd_safe::get_frame_content_size};
 
 /// The format that we write.
 const FORMAT: u8 = 1;
@@ -66,10 +66,9 @@ pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentErr
     if format != FORMAT {
         return Err(SegmentError::UnknownFormat(format));
     }
-    let size = Decompressor::upper_bound(packed).ok_or(SegmentError::Damaged("no zstd frame"))?;
-    if size > UNPACKED_MAX {
-        return Err(SegmentError::Damaged("longer than any writer writes"));
-    }
+    let size = get_frame_content_size(packed).ok().flatten().ok_or(SegmentError::Damaged("no zstd frame"))?;
+    let size = usize::try_from(size).ok().filter(|size| *size <= UNPACKED_MAX);
+    let size = size.ok_or(SegmentError::Damaged("longer than any writer writes"))?;
     let raw = zstd::bulk::decompress(packed, size).map_err(|_| SegmentError::Damaged("checksum or frame"))?;
     let mut rest = Reader { raw: raw.into(), at: 0 };
     let first = segment.key().first();

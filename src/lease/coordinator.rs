@@ -1,0 +1,812 @@
+//! One worker's part in the coordination of its group: a loop over closed events with plain state.
+//!
+//! It publishes what this worker holds ([`View`]); the worker room makes the running shard tasks equal to it and tells
+//! back how they ended. Level-triggered: every turn compares the wanted set with the held set, so that a hint that was lost
+//! costs time and nothing else.
+
+use super::{
+    Config, Fence, assign,
+    heart::{self, Pulse},
+    wanted,
+    watchman::Watchman,
+};
+use crate::{
+    cell::{
+        Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Role, Session, SessionId, SessionState, ShardRef,
+        StoreError, TriggerRecord, clock,
+    },
+    metrics,
+    store::Presence,
+};
+use futures_util::{StreamExt, stream};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Leases are read at least this often.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Between sweeps while a shard that this worker wants has another owner.
+const SWEEP_WAITING: Duration = Duration::from_millis(500);
+/// Between sweeps when that has gone on for a while.
+const SWEEP_PATIENT: Duration = Duration::from_secs(5);
+/// A shard that was handed over rests before it is handed over again.
+const REST: Duration = Duration::from_secs(30);
+/// Rest before a shard whose lease was lost is claimed again.
+const REST_LOST: Duration = Duration::from_secs(1);
+/// Claims and releases under way at a time.
+const PARALLEL: usize = 16;
+/// Claims in one turn of the loop, so that it turns while thousands are claimed.
+const CLAIMS_A_TURN: usize = 128;
+/// Dead sessions are kept this long, for people.
+const SESSION_KEPT: Duration = Duration::from_secs(86_400);
+
+/// Who this process is, for people.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// Host name.
+    pub host: String,
+    /// Process id.
+    pub pid: u32,
+    /// Version of the program.
+    pub version: String,
+}
+
+/// A shard that this worker holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// As it was when it was claimed.
+    pub lease: Arc<Lease>,
+    /// Set when the shard is to be handed over: finish what is in flight until then, write, release.
+    pub give_by: Option<Instant>,
+    /// Grows when somebody said "look again".
+    pub look: u64,
+}
+
+/// What is held.
+pub type Grants = BTreeMap<ShardRef, Grant>;
+
+/// What the rest of the process sees of the coordination.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What this worker holds.
+    pub grants: Grants,
+    /// The group's triggers, as last read.
+    pub triggers: Arc<[TriggerRecord]>,
+    /// The session under which it works.
+    pub session: Option<SessionId>,
+    /// Shards that it should hold.
+    pub wanted: usize,
+    /// Workers that share the shards.
+    pub workers: usize,
+    /// Shards that cannot be worked on, with the reason.
+    pub stopped: BTreeMap<ShardRef, String>,
+}
+
+/// How a shard task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The release is durable.
+    Released,
+    /// The lease belongs to somebody else, or nobody knows.
+    Lost,
+}
+
+/// A message of the worker about one of its shard tasks.
+pub type EndedShard = (ShardRef, Epoch, Ended);
+
+/// The coordination of one worker.
+pub struct Coordinator {
+    config: Config,
+    ledger: Arc<dyn Ledger>,
+    presence: Option<Presence>,
+    identity: Identity,
+    sources: Vec<Datastore>,
+    fence: Fence,
+    view: watch::Sender<View>,
+    ended: mpsc::UnboundedReceiver<EndedShard>,
+}
+
+/// Why a tenure ended.
+enum Over {
+    /// Asked to leave, and left.
+    Left,
+    /// Declared dead.
+    Dead,
+}
+
+impl Coordinator {
+    /// Not started. `sources` are the datastores whose shards the group shares.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        ledger: Arc<dyn Ledger>,
+        presence: Option<Presence>,
+        identity: Identity,
+        sources: Vec<Datastore>,
+    ) -> (Self, watch::Receiver<View>, mpsc::UnboundedSender<EndedShard>) {
+        let (view, receiver) = watch::channel(View::default());
+        let (sender, ended) = mpsc::unbounded_channel();
+        let fence = Fence::default();
+        (Self { config, ledger, presence, identity, sources, fence, view, ended }, receiver, sender)
+    }
+
+    /// Fencing from the inside, for all that act for this worker.
+    #[must_use]
+    pub fn fence(&self) -> Fence {
+        self.fence.clone()
+    }
+
+    /// Runs until `stop`, then hands over what it holds and leaves. A session that is declared dead is followed by a new
+    /// one.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while let Some((me, guard)) = self.open(&stop).await {
+            let (pulse_sender, pulse) = watch::channel(Pulse::default());
+            let heart =
+                heart::beat(self.ledger.clone(), self.config.clone(), me.clone(), self.fence.clone(), pulse_sender);
+            let mut tenure = Tenure::new(&mut self, me.clone(), pulse);
+            let over = tokio::select! {
+                biased;
+                () = heart => Over::Dead,
+                () = tenure.run(&stop) => Over::Left,
+            };
+            self.fence.close();
+            self.view.send_modify(|view| {
+                view.grants.clear();
+                view.session = None;
+            });
+            drop(guard);
+            match over {
+                Over::Left => return,
+                Over::Dead => metrics::session_lost(),
+            }
+            // The tasks of the old session end by themselves; what they still say is about the past.
+            while self.ended.try_recv().is_ok() {}
+        }
+    }
+
+    /// Opens a session; `None` when asked to stop first.
+    async fn open(&self, stop: &CancellationToken) -> Option<(SessionId, Option<impl Sized + use<>>)> {
+        let mut failures = 0_u32;
+        loop {
+            if stop.is_cancelled() {
+                return None;
+            }
+            let id = SessionId::random();
+            let session = Session {
+                id: id.clone(),
+                state: SessionState::Live,
+                beat: 0,
+                inbox: 0,
+                role: Role::Worker,
+                host: self.identity.host.clone(),
+                pid: self.identity.pid,
+                version: self.identity.version.clone(),
+                length: self.config.session,
+                started_at: clock::wall(),
+            };
+            // Held before the session can be seen, so that nobody finds it without its process.
+            let guard = self.presence.as_ref().map(|presence| presence.hold(&id)).transpose();
+            let guard = guard.unwrap_or_else(|error| {
+                tracing::warn!(%error, "other processes of this host will not see at once when this one ends");
+                None
+            });
+            let sent = clock::boot();
+            match self.ledger.open_session(&session).await {
+                Ok(Answer::Accepted(_)) => {
+                    self.fence.extend(sent + self.config.session.saturating_sub(self.config.heartbeat));
+                    self.fence.reopen();
+                    tracing::info!(session = %id, "session opened");
+                    return Some((id, guard));
+                }
+                Ok(Answer::Refused(_)) => {}
+                Err(error) => {
+                    // Whether it was stored or not: an id is never tried twice, and an orphan is found dead.
+                    failures += 1;
+                    tracing::error!(error = %crate::cell::chain(&error), failures, "cannot open a session; trying again");
+                    let wait = Duration::from_millis(500) * (1 << failures.min(5));
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is believed of a shard that is held.
+struct Held {
+    grant: Grant,
+    /// Not handed over on the plan's account before this.
+    rests_until: Instant,
+}
+
+/// The life of one session.
+struct Tenure<'a> {
+    home: &'a mut Coordinator,
+    me: SessionId,
+    pulse: watch::Receiver<Pulse>,
+    inbox: u64,
+    watchman: Watchman,
+    /// As last read; the dead ones are final.
+    sessions: BTreeMap<SessionId, SessionState>,
+    leases: BTreeMap<ShardRef, Lease>,
+    held: BTreeMap<ShardRef, Held>,
+    /// By source, the wanted owner of each shard.
+    plan: Vec<Vec<SessionId>>,
+    wanted: BTreeSet<ShardRef>,
+    resting: BTreeMap<ShardRef, Instant>,
+    stopped: BTreeMap<ShardRef, String>,
+    triggers: Arc<[TriggerRecord]>,
+    look: u64,
+    next_reading: Instant,
+    next_sweep: Instant,
+    /// Since when some wanted shard has another owner.
+    waiting_since: Option<Instant>,
+    read_failures: u32,
+    swept: bool,
+    draining: Option<Draining>,
+}
+
+/// A worker that leaves.
+struct Draining {
+    /// Works on until all others have seen that it leaves.
+    give_from: Instant,
+    /// What is not handed over by then is left to be found.
+    leave_by: Instant,
+}
+
+impl<'a> Tenure<'a> {
+    fn new(home: &'a mut Coordinator, me: SessionId, pulse: watch::Receiver<Pulse>) -> Self {
+        let watchman = Watchman::new(me.clone(), home.config.membership, home.config.heartbeat);
+        let now = Instant::now();
+        Self {
+            home,
+            me,
+            pulse,
+            inbox: 0,
+            watchman,
+            sessions: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            held: BTreeMap::new(),
+            plan: Vec::new(),
+            wanted: BTreeSet::new(),
+            resting: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            triggers: Arc::new([]),
+            look: 0,
+            next_reading: now,
+            next_sweep: now,
+            waiting_since: None,
+            read_failures: 0,
+            swept: false,
+            draining: None,
+        }
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) {
+        loop {
+            let give_from = self.draining.as_ref().map(|draining| draining.give_from);
+            let leave_by = self.draining.as_ref().map(|draining| draining.leave_by);
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if self.draining.is_none() => self.drain().await,
+                Some(ended) = self.home.ended.recv() => {
+                    let mut all = vec![ended];
+                    while let Ok(ended) = self.home.ended.try_recv() {
+                        all.push(ended);
+                    }
+                    self.on_ended(all).await;
+                }
+                Ok(()) = self.pulse.changed() => self.on_pulse().await,
+                () = tokio::time::sleep_until(self.next_reading) => self.read_members().await,
+                () = tokio::time::sleep_until(self.next_sweep) => self.sweep().await,
+                () = until(give_from), if give_from.is_some_and(|at| at > Instant::now()) => {}
+                () = until(leave_by) => {}
+            }
+            if self.home.fence.wants_reading() {
+                self.read_held().await;
+            }
+            if self.swept && self.home.fence.is_safe() {
+                self.reconcile().await;
+            }
+            self.publish();
+            if let Some(draining) = &self.draining {
+                let late = Instant::now() >= draining.leave_by;
+                if self.held.is_empty() || late {
+                    if late && !self.held.is_empty() {
+                        tracing::warn!(shards = self.held.len(), "left before these shards were handed over");
+                    }
+                    // Without it the others wait for the session's length; nothing else depends on it.
+                    if let Err(error) = self.home.ledger.set_state(&self.me, SessionState::Dead).await {
+                        tracing::warn!(%error, "could not sign off");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Says that this worker leaves.
+    async fn drain(&mut self) {
+        let now = Instant::now();
+        let alone = self.watchman.roster().len() <= 1;
+        let seen_by_all = if alone { Duration::ZERO } else { self.home.config.membership };
+        let leave_by = now + seen_by_all + self.home.config.drain_deadline + Duration::from_secs(5);
+        self.draining = Some(Draining { give_from: now + seen_by_all, leave_by });
+        if let Err(error) = self.home.ledger.set_state(&self.me, SessionState::Draining).await {
+            tracing::warn!(%error, "could not tell the others that this worker leaves");
+        }
+        self.next_reading = now;
+    }
+
+    async fn on_pulse(&mut self) {
+        let pulse = *self.pulse.borrow_and_update();
+        if pulse.failures > 0 {
+            self.watchman.disturbed();
+        }
+        self.hear(pulse.inbox);
+    }
+
+    /// Somebody said "look at your leases".
+    fn hear(&mut self, inbox: u64) {
+        if inbox > self.inbox {
+            self.inbox = inbox;
+            self.look += 1;
+            self.next_sweep = Instant::now();
+            for held in self.held.values_mut() {
+                held.grant.look = self.look;
+            }
+        }
+    }
+
+    /// Reads all sessions: who is alive, who is to be declared dead.
+    async fn read_members(&mut self) {
+        let membership = self.home.config.membership;
+        let result = self.home.ledger.sessions().await;
+        let sessions = match result {
+            Ok(sessions) => sessions,
+            Err(error) => {
+                self.read_failures += 1;
+                self.watchman.disturbed();
+                if self.read_failures == 1 {
+                    tracing::warn!(error = %crate::cell::chain(&error), "cannot read the sessions; trying again");
+                }
+                self.next_reading = Instant::now() + back_off(membership, self.read_failures);
+                return;
+            }
+        };
+        if std::mem::take(&mut self.read_failures) > 0 {
+            tracing::info!("the sessions can be read again");
+        }
+        self.sessions = sessions.iter().map(|session| (session.id.clone(), session.state)).collect();
+        if let Some(me) = sessions.iter().find(|session| session.id == self.me) {
+            self.hear(me.inbox);
+        }
+        let presence = self.home.presence.clone();
+        let gone = |id: &SessionId| presence.as_ref().is_some_and(|presence| presence.is_gone(id));
+        let findings = self.watchman.reading(clock::boot(), &sessions, gone);
+        let mut changed = findings.changed;
+        for (id, beat) in findings.dead {
+            changed |= self.declare_dead(&id, beat).await;
+        }
+        if changed {
+            if self.watchman.roster().is_empty() && self.draining.is_none() {
+                tracing::debug!("waiting for the membership to settle");
+            }
+            self.replan();
+        }
+        // While anybody drains, hand-overs are at hand.
+        let draining = sessions.iter().any(|session| session.state == SessionState::Draining);
+        let interval = if draining { membership.min(SWEEP_WAITING) } else { membership };
+        self.next_reading = Instant::now() + interval;
+    }
+
+    async fn declare_dead(&mut self, id: &SessionId, beat: u64) -> bool {
+        if !self.home.fence.is_safe() {
+            return false;
+        }
+        match self.home.ledger.declare_dead(id, Some(beat)).await {
+            Ok(Answer::Accepted(_)) => {
+                tracing::warn!(session = %id, "its heartbeat stood still: declared dead");
+                metrics::session_declared_dead();
+            }
+            // It beats, or another observer was faster; the next reading tells.
+            Ok(Answer::Refused(Some(session))) if session.state == SessionState::Dead => {}
+            Ok(Answer::Refused(_)) => return false,
+            Err(error) => {
+                tracing::debug!(%error, session = %id, "could not declare it dead");
+                return false;
+            }
+        }
+        self.sessions.insert(id.clone(), SessionState::Dead);
+        self.next_reading = Instant::now();
+        true
+    }
+
+    fn replan(&mut self) {
+        let roster = self.watchman.roster();
+        self.plan = self.home.sources.iter().map(|source| assign(source, roster)).collect();
+        self.wanted.clear();
+        for (source, plan) in self.home.sources.iter().zip(&self.plan) {
+            let mine = wanted(plan, &self.me).into_iter();
+            self.wanted.extend(mine.map(|shard| ShardRef { source: source.name.clone(), shard }));
+        }
+        tracing::info!(workers = roster.len(), shards = self.wanted.len(), "the shards are shared anew");
+    }
+
+    fn wanted_owner(&self, shard: &ShardRef) -> Option<&SessionId> {
+        let source = self.home.sources.iter().position(|source| source.name == shard.source)?;
+        self.plan.get(source)?.get(shard.shard.0 as usize)
+    }
+
+    /// Reads all leases and triggers.
+    async fn sweep(&mut self) {
+        match self.read_leases().await {
+            Ok(()) => {
+                self.swept = true;
+                let waiting = self.waiting_since.map(|since| since.elapsed());
+                self.next_sweep = Instant::now()
+                    + match waiting {
+                        Some(waited) if waited < SWEEP => SWEEP_WAITING.max(self.home.config.membership),
+                        Some(_) => SWEEP_PATIENT.max(self.home.config.membership),
+                        None => SWEEP.mul_f64(0.9 + 0.2 * fastrand::f64()),
+                    };
+            }
+            Err(error) => {
+                tracing::warn!(error = %crate::cell::chain(&error), "cannot read the leases; trying again");
+                self.next_sweep = Instant::now() + back_off(SWEEP_WAITING, 3);
+            }
+        }
+    }
+
+    async fn read_leases(&mut self) -> Result<(), StoreError> {
+        self.triggers = self.home.ledger.triggers().await?.into();
+        for source in &self.home.sources {
+            for lease in self.home.ledger.leases(&source.name).await? {
+                // The sweep may be older than what a claim told.
+                let known = self.leases.get(&lease.shard);
+                if known.is_none_or(|known| known.epoch <= lease.epoch) {
+                    self.leases.insert(lease.shard.clone(), lease);
+                }
+            }
+        }
+        let lost: Vec<ShardRef> = self
+            .held
+            .iter()
+            .filter(|(shard, held)| self.leases.get(*shard).is_some_and(|lease| lease.epoch > held.grant.lease.epoch))
+            .map(|(shard, _)| shard.clone())
+            .collect();
+        for shard in lost {
+            tracing::info!(%shard, "an operator or another worker changed the lease: dropped");
+            self.held.remove(&shard);
+        }
+        self.forget_sessions().await;
+        Ok(())
+    }
+
+    /// Dead sessions that no lease names go after a day.
+    async fn forget_sessions(&mut self) {
+        if self.watchman.roster().first() != Some(&self.me) {
+            return;
+        }
+        let named: BTreeSet<&SessionId> = self.leases.values().filter_map(|lease| lease.owner.as_ref()).collect();
+        let Ok(sessions) = self.home.ledger.sessions().await else { return };
+        let kept = i64::try_from(SESSION_KEPT.as_millis()).unwrap_or(i64::MAX);
+        for session in sessions {
+            let old = clock::wall().0 - session.started_at.0 > kept;
+            if session.state == SessionState::Dead && old && !named.contains(&session.id) {
+                // Housekeeping: the next sweep tries again.
+                let _ = self.home.ledger.forget_session(&session.id).await;
+            }
+        }
+    }
+
+    /// After a lapse of the fence: nobody declared this session dead, but an operator may have been there.
+    async fn read_held(&mut self) {
+        let shards: Vec<ShardRef> = self.held.keys().cloned().collect();
+        let ledger = &self.home.ledger;
+        let reads = shards.into_iter().map(|shard| async move {
+            let lease = ledger.lease(&shard).await;
+            (shard, lease)
+        });
+        let reads: Vec<_> = stream::iter(reads).buffer_unordered(PARALLEL).collect().await;
+        for (shard, lease) in reads {
+            match lease {
+                Ok(lease) => {
+                    let mine = |held: &Held| {
+                        lease.as_ref().is_some_and(|lease| {
+                            lease.owner.as_ref() == Some(&self.me) && lease.epoch == held.grant.lease.epoch
+                        })
+                    };
+                    if !self.held.get(&shard).is_some_and(mine) {
+                        self.held.remove(&shard);
+                    }
+                    self.leases.extend(lease.map(|lease| (shard, lease)));
+                }
+                // Still closed; the next pulse tries again.
+                Err(_) => return,
+            }
+        }
+        self.home.fence.reopen();
+        tracing::info!(margin = ?self.home.fence.margin(), "heartbeats are accepted again: going on");
+    }
+
+    /// Compares what is wanted with what is held.
+    async fn reconcile(&mut self) {
+        self.give();
+        if self.draining.is_none() {
+            self.claim().await;
+        }
+        self.let_go().await;
+    }
+
+    /// Marks what has to be handed over.
+    fn give(&mut self) {
+        let now = Instant::now();
+        let deadline = now + self.home.config.drain_deadline;
+        let all = self.draining.as_ref().is_some_and(|draining| now >= draining.give_from);
+        let planned = !self.plan.is_empty() && !self.watchman.roster().is_empty();
+        for (shard, held) in &mut self.held {
+            let unwanted =
+                planned && !self.wanted.contains(shard) && now >= held.rests_until && self.draining.is_none();
+            if (all || unwanted) && held.grant.give_by.is_none() {
+                held.grant.give_by = Some(deadline);
+            }
+        }
+    }
+
+    /// Claims what is wanted and free.
+    async fn claim(&mut self) {
+        let now = Instant::now();
+        self.resting.retain(|_, until| *until > now);
+        let mut free = Vec::new();
+        let mut absent = BTreeSet::new();
+        let mut waiting = false;
+        for shard in self.wanted.iter().filter(|shard| !self.held.contains_key(*shard)) {
+            let seen = self.leases.get(shard);
+            if self.resting.contains_key(shard) {
+                waiting = true;
+                continue;
+            }
+            match seen.and_then(|lease| lease.owner.as_ref()) {
+                None => free.push((shard.clone(), seen.cloned())),
+                Some(owner) if *owner == self.me => free.push((shard.clone(), seen.cloned())),
+                Some(owner) => match self.sessions.get(owner) {
+                    Some(SessionState::Dead) => free.push((shard.clone(), seen.cloned())),
+                    Some(_) => waiting = true,
+                    None => {
+                        absent.insert(owner.clone());
+                        waiting = true;
+                    }
+                },
+            }
+        }
+        // Absence is not death: an owner without an item gets one.
+        for owner in absent {
+            if let Ok(Answer::Accepted(_)) = self.home.ledger.declare_dead(&owner, None).await {
+                self.sessions.insert(owner, SessionState::Dead);
+            }
+            self.next_reading = now;
+        }
+        free.retain(|(shard, seen)| self.is_ours(shard, seen.as_ref()));
+        let more = free.len() > CLAIMS_A_TURN;
+        free.truncate(CLAIMS_A_TURN);
+        let (ledger, me, fence) = (&self.home.ledger, &self.me, &self.home.fence);
+        let sources = &self.home.sources;
+        let claims = free.into_iter().filter_map(|(shard, seen)| {
+            let source = sources.iter().find(|source| source.name == shard.source)?;
+            Some(async move {
+                let claimed = claim(ledger, fence, source, &shard, me, seen.as_ref()).await;
+                (shard, seen, claimed)
+            })
+        });
+        let claims: Vec<_> = stream::iter(claims).buffer_unordered(PARALLEL).collect().await;
+        let mut reasons: BTreeMap<&str, u32> = BTreeMap::new();
+        for (shard, seen, claimed) in claims {
+            match claimed {
+                Claimed::Held(lease) => {
+                    let reason = reason(seen.as_ref(), &self.me);
+                    *reasons.entry(reason).or_default() += 1;
+                    metrics::shard_claimed(reason);
+                    tracing::debug!(%shard, epoch = %lease.epoch, reason, "claimed");
+                    let rests = if reason == "handed over" { REST } else { Duration::ZERO };
+                    let lease = Arc::new(lease);
+                    self.leases.insert(shard.clone(), Lease::clone(&lease));
+                    let grant = Grant { lease, give_by: None, look: self.look };
+                    self.held.insert(shard, Held { grant, rests_until: Instant::now() + rests });
+                }
+                Claimed::Taken(lease) => {
+                    waiting = true;
+                    match lease {
+                        Some(lease) => self.leases.insert(shard, lease),
+                        None => self.leases.remove(&shard),
+                    };
+                }
+                Claimed::Unknown => {
+                    waiting = true;
+                    self.resting.insert(shard, Instant::now() + REST_LOST);
+                }
+            }
+        }
+        for (reason, shards) in reasons {
+            tracing::info!(shards, reason, "took shards");
+        }
+        self.waiting_since = waiting.then(|| self.waiting_since.unwrap_or(now));
+        if more {
+            self.next_reading = Instant::now();
+        } else if waiting {
+            self.next_sweep = self.next_sweep.min(Instant::now() + SWEEP_WAITING.max(self.home.config.membership));
+        }
+    }
+
+    /// Whether the lease belongs to the datastore that we tail; says so loudly when not.
+    fn is_ours(&mut self, shard: &ShardRef, seen: Option<&Lease>) -> bool {
+        let source = self.home.sources.iter().find(|source| source.name == shard.source);
+        let (Some(source), Some(lease)) = (source, seen) else { return true };
+        if lease.incarnation == source.incarnation {
+            self.stopped.remove(shard);
+            return true;
+        }
+        let reason = format!(
+            "its checkpoints belong to incarnation {} of datastore {}, which is now incarnation {}: the datastore was made \
+             anew. Restore the old tables, or start with a new group name",
+            lease.incarnation, source.name, source.incarnation
+        );
+        if self.stopped.insert(shard.clone(), reason.clone()).is_none() {
+            tracing::error!(%shard, reason, "this shard stands still");
+        }
+        false
+    }
+
+    /// Removes this session from leases that name it, that it does not hold, and that it does not want: an answer was lost.
+    async fn let_go(&mut self) {
+        let mine = self.leases.values().filter(|lease| lease.owner.as_ref() == Some(&self.me));
+        let stray = mine.filter(|lease| !self.held.contains_key(&lease.shard));
+        let stray = stray.filter(|lease| self.draining.is_some() || !self.wanted.contains(&lease.shard));
+        let writes: Vec<LeaseWrite> = stray.map(|lease| release(lease, &self.me)).collect();
+        for write in writes {
+            match self.home.ledger.write(&write).await {
+                Ok(Answer::Accepted(lease) | Answer::Refused(Some(lease))) => {
+                    self.leases.insert(write.shard, lease);
+                }
+                Ok(Answer::Refused(None)) => {
+                    self.leases.remove(&write.shard);
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    async fn on_ended(&mut self, all: Vec<EndedShard>) {
+        let mut nudged = BTreeSet::new();
+        for (shard, epoch, ended) in all {
+            if self.held.get(&shard).is_none_or(|held| held.grant.lease.epoch != epoch) {
+                continue;
+            }
+            self.held.remove(&shard);
+            match ended {
+                Ended::Released => {
+                    tracing::debug!(%shard, %epoch, "handed over");
+                    if let Some(lease) = self.leases.get_mut(&shard) {
+                        lease.owner = None;
+                    }
+                    nudged.extend(self.wanted_owner(&shard).filter(|owner| **owner != self.me).cloned());
+                }
+                Ended::Lost => {
+                    tracing::info!(%shard, %epoch, "the lease is no longer this worker's");
+                    self.resting.insert(shard.clone(), Instant::now() + REST_LOST);
+                    self.next_sweep = self.next_sweep.min(Instant::now() + REST_LOST);
+                    if let Ok(lease) = self.home.ledger.lease(&shard).await {
+                        self.leases.extend(lease.map(|lease| (shard, lease)));
+                    }
+                }
+            }
+        }
+        for owner in nudged {
+            // A hint; the owner finds the shard by itself a little later.
+            let _ = self.home.ledger.nudge(&owner).await;
+        }
+    }
+
+    fn publish(&self) {
+        let grants: Grants = self.held.iter().map(|(shard, held)| (shard.clone(), held.grant.clone())).collect();
+        self.home.view.send_if_modified(|view| {
+            let changed = view.grants != grants
+                || view.triggers != self.triggers
+                || view.session.as_ref() != Some(&self.me)
+                || view.stopped != self.stopped
+                || (view.wanted, view.workers) != (self.wanted.len(), self.watchman.roster().len());
+            if changed {
+                view.grants = grants;
+                view.triggers = self.triggers.clone();
+                view.session = Some(self.me.clone());
+                view.wanted = self.wanted.len();
+                view.workers = self.watchman.roster().len();
+                view.stopped.clone_from(&self.stopped);
+            }
+            changed
+        });
+    }
+}
+
+enum Claimed {
+    Held(Lease),
+    Taken(Option<Lease>),
+    Unknown,
+}
+
+/// Sends one claim until it is accepted or refused. The condition makes a repeat harmless; a refusal that shows this session
+/// at the next epoch means that an earlier copy was accepted.
+async fn claim(
+    ledger: &Arc<dyn Ledger>,
+    fence: &Fence,
+    source: &Datastore,
+    shard: &ShardRef,
+    me: &SessionId,
+    seen: Option<&Lease>,
+) -> Claimed {
+    let next = Epoch(seen.map_or(0, |lease| lease.epoch.0) + 1);
+    let mut failures = 0;
+    let mut sent = false;
+    while fence.is_safe() {
+        match ledger.claim(shard, &source.incarnation, me, seen).await {
+            Ok(Answer::Accepted(lease)) => return Claimed::Held(lease),
+            Ok(Answer::Refused(Some(lease))) if sent && lease.owner.as_ref() == Some(me) && lease.epoch == next => {
+                return Claimed::Held(lease);
+            }
+            Ok(Answer::Refused(lease)) => return Claimed::Taken(lease),
+            Err(error) => {
+                sent |= !error.kind.not_applied();
+                failures += 1;
+                if failures > 8 {
+                    tracing::warn!(%shard, error = %crate::cell::chain(&error), "cannot claim");
+                    break;
+                }
+                tokio::time::sleep(back_off(Duration::from_millis(20), failures)).await;
+            }
+        }
+    }
+    Claimed::Unknown
+}
+
+fn reason(seen: Option<&Lease>, me: &SessionId) -> &'static str {
+    match seen.map(|lease| lease.owner.as_ref()) {
+        None => "new",
+        Some(None) => "handed over",
+        Some(Some(owner)) if owner == me => "claimed anew",
+        Some(Some(_)) => "owner dead",
+    }
+}
+
+fn release(lease: &Lease, me: &SessionId) -> LeaseWrite {
+    LeaseWrite {
+        shard: lease.shard.clone(),
+        owner: me.clone(),
+        epoch: lease.epoch,
+        seq: lease.seq + 1,
+        checkpoints: BTreeMap::new(),
+        lanes: Vec::new(),
+        release: true,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Doubling from `first`, at most 64 times it, with half of it jitter.
+fn back_off(first: Duration, failures: u32) -> Duration {
+    (first * (1 << failures.min(6))).mul_f64(0.5 + fastrand::f64() / 2.0).min(Duration::from_secs(10))
+}

@@ -1,0 +1,102 @@
+//! Fencing from the inside: until when this process may trust its session.
+//!
+//! Safe until the time *before* the last accepted heartbeat was sent, plus the session's length, less one heartbeat: an
+//! observer counts the whole length from *after* it read that beat, so it cannot have declared the session dead before.
+//! Measured on a clock that goes on while the machine is suspended. Past that time nothing is started or written.
+//!
+//! A heartbeat that is accepted later says that nobody declared the session dead; but what was true of the leases may have
+//! changed meanwhile (an operator), so the fence opens again only after the coordinator has read them.
+
+use crate::cell::clock;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+/// Shared by all that act under one session. Starts closed.
+#[derive(Clone, Debug, Default)]
+pub struct Fence(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// In nanoseconds since boot.
+    until: AtomicU64,
+    /// The time ran out once, and nobody has read the leases since.
+    lapsed: AtomicBool,
+}
+
+impl Fence {
+    /// Whether calls may be started and writes be made.
+    #[must_use]
+    pub fn is_safe(&self) -> bool {
+        !self.margin().is_zero()
+    }
+
+    /// How long it stays safe if no further heartbeat is accepted; zero when it is not.
+    #[must_use]
+    pub fn margin(&self) -> Duration {
+        if self.0.lapsed.load(SeqCst) {
+            return Duration::ZERO;
+        }
+        let margin = Duration::from_nanos(self.0.until.load(SeqCst)).saturating_sub(clock::boot());
+        if margin.is_zero() {
+            self.0.lapsed.store(true, SeqCst);
+        }
+        margin
+    }
+
+    /// A heartbeat was accepted.
+    pub(super) fn extend(&self, until: Duration) {
+        // Looks at the old time first: a lapse that nobody noticed counts.
+        let _ = self.margin();
+        self.0.until.fetch_max(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+    }
+
+    /// The leases were read after a lapse. Open again if a heartbeat was accepted recently enough.
+    pub(super) fn reopen(&self) {
+        self.0.lapsed.store(false, SeqCst);
+    }
+
+    /// The session is over, for good.
+    pub(super) fn close(&self) {
+        self.0.until.store(0, SeqCst);
+        self.0.lapsed.store(true, SeqCst);
+    }
+
+    /// Whether it lapsed although heartbeats are accepted again.
+    pub(super) fn wants_reading(&self) -> bool {
+        let _ = self.margin();
+        let until = Duration::from_nanos(self.0.until.load(SeqCst));
+        self.0.lapsed.load(SeqCst) && until > clock::boot()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::Millis;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lapse_stays_until_the_leases_were_read() {
+        clock::simulate(Millis(0));
+        let second = Duration::from_secs(1);
+        let fence = Fence::default();
+        assert!(!fence.is_safe(), "closed before the first heartbeat");
+        fence.extend(7 * second);
+        fence.reopen();
+        assert_eq!(fence.margin(), 7 * second);
+        tokio::time::advance(8 * second).await;
+        // Nobody looked while the time ran out; the heartbeat comes first.
+        fence.extend(15 * second);
+        assert!(!fence.is_safe());
+        assert!(fence.wants_reading());
+        fence.reopen();
+        assert!(fence.is_safe());
+        fence.close();
+        fence.reopen();
+        assert!(!fence.is_safe());
+    }
+}

@@ -1,0 +1,73 @@
+//! The heartbeat of one session: one write for all shards of a worker.
+//!
+//! Runs beside the coordinator's work, never behind it. It is a future of the coordinator and not a task of its own, so that
+//! it cannot outlive the work that it vouches for.
+
+use super::{Config, Fence};
+use crate::cell::{Answer, Ledger, SessionId, SessionState, clock};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
+
+/// What the last heartbeat told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pulse {
+    /// The session's inbox counter.
+    pub(super) inbox: u64,
+    /// Heartbeats that failed without an answer, in a row.
+    pub(super) failures: u32,
+    /// The session was declared dead.
+    pub(super) dead: bool,
+}
+
+/// Beats until the session is found dead; then returns. Extends the fence with every beat that is accepted.
+pub(super) async fn beat(
+    ledger: Arc<dyn Ledger>,
+    config: Config,
+    id: SessionId,
+    fence: Fence,
+    pulse: watch::Sender<Pulse>,
+) {
+    let safe = config.session.saturating_sub(config.heartbeat);
+    let mut next = Instant::now();
+    loop {
+        tokio::time::sleep_until(next).await;
+        let (sent, sent_at) = (clock::boot(), Instant::now());
+        let answer = tokio::time::timeout(config.heartbeat, ledger.beat(&id)).await;
+        next = match answer {
+            Ok(Ok(Answer::Accepted(session))) => {
+                fence.extend(sent + safe);
+                pulse.send_if_modified(|pulse| {
+                    let after = Pulse { inbox: session.inbox, failures: 0, dead: false };
+                    let changed = *pulse != after;
+                    *pulse = after;
+                    changed
+                });
+                sent_at + config.heartbeat
+            }
+            Ok(Ok(Answer::Refused(session))) => {
+                let state = session.map_or(SessionState::Dead, |session| session.state);
+                tracing::warn!(session = %id, ?state, "this session was declared dead by another worker");
+                fence.close();
+                pulse.send_modify(|pulse| pulse.dead = true);
+                return;
+            }
+            Ok(Err(error)) => {
+                let failures = pulse.borrow().failures + 1;
+                if failures == 1 {
+                    tracing::warn!(session = %id, margin = ?fence.margin(), %error, "a heartbeat failed; trying again");
+                }
+                pulse.send_modify(|pulse| pulse.failures = failures);
+                Instant::now() + retry_after(&config)
+            }
+            Err(_) => {
+                pulse.send_modify(|pulse| pulse.failures += 1);
+                Instant::now() + retry_after(&config)
+            }
+        };
+    }
+}
+
+/// A fraction of the interval, with jitter so that workers do not come back together.
+fn retry_after(config: &Config) -> Duration {
+    config.heartbeat.mul_f64(0.1 + 0.2 * fastrand::f64())
+}
