@@ -68,6 +68,12 @@ impl Window {
         AddedId(self.low)
     }
 
+    /// The highest finished place.
+    #[must_use]
+    pub fn end(&self) -> AddedId {
+        AddedId(self.done.last_key_value().map_or(self.low, |(_, last)| *last))
+    }
+
     /// Whether a cell is finished.
     #[must_use]
     pub fn is_done(&self, id: AddedId) -> bool {

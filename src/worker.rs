@@ -1,1 +1,433 @@
-//! The engine: makes the running shard tasks equal to the leases held, and drains on stop.
+//! The engine: makes the running shard tasks equal to the leases held, and drains on stop. Also the API for those who embed
+//! it in a program of their own.
+//!
+//! Two futures of one task: the coordination, which is never spawned, since a heartbeat that outlived the work that it
+//! vouches for would keep a dead worker's shards; and this loop, which owns one task for each held shard and joins it.
+
+use crate::{
+    cell::{
+        AddedId, Answer, Consistency, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId, TriggerRecord,
+        TriggerState, chain,
+    },
+    dispatch::{Budget, Config, Start, Trigger},
+    filter::Filter,
+    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View},
+    metrics,
+    shard::{Shard, Shared, Standings, Triggers},
+    store::{Cells, Presence},
+    tail,
+};
+use futures_util::{StreamExt, future::BoxFuture, stream};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, Id, JoinSet},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Buckets of tips that are read at a time.
+const PARALLEL_TIPS: usize = 8;
+/// How often it is looked whether a replaced trigger is still in use.
+const RETIRING: Duration = Duration::from_millis(500);
+
+/// A trigger to work for.
+#[derive(Clone)]
+pub struct TriggerSpec {
+    /// Its label.
+    pub name: Name,
+    /// What the file says.
+    pub config: Config,
+    /// Which cells it is called for; made of the same config.
+    pub filter: Filter,
+    /// The code. A reload that brings the same handler and config changes nothing.
+    pub handler: Arc<dyn Handler>,
+}
+
+/// Wraps every task of a worker: the identity, or a simulation's means to freeze a whole worker.
+pub type Wrap = Arc<dyn Fn(BoxFuture<'static, EndedShard>) -> BoxFuture<'static, EndedShard> + Send + Sync>;
+
+/// All that a worker is made of.
+pub struct Setup {
+    /// Times of coordination.
+    pub lease: lease::Config,
+    /// How often tips are read.
+    pub poll: tail::Config,
+    /// How long a finished cell may wait for its checkpoint.
+    pub checkpoint_interval: Duration,
+    /// Bytes of all windows and rings.
+    pub memory: u64,
+    /// The group's coordination.
+    pub ledger: Arc<dyn Ledger>,
+    /// Tells at once when a process of this host ends.
+    pub presence: Option<Presence>,
+    /// Who this process is, for people.
+    pub identity: Identity,
+    /// The datastores that triggers tail.
+    pub sources: BTreeMap<Name, Cells>,
+    /// What to call.
+    pub triggers: Vec<TriggerSpec>,
+    /// See [`Wrap`].
+    pub wrap: Option<Wrap>,
+}
+
+/// Why a worker could not start, or a reload was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The registered trigger tails something else.
+    #[error(
+        "trigger {trigger} is registered on datastore {registered}, and the config says {configured}: give it another name, or \
+         retire the registered one with `cellhook triggers retire {trigger}`"
+    )]
+    OtherSource {
+        /// Its name.
+        trigger: Name,
+        /// What it is registered on.
+        registered: Name,
+        /// What the config says.
+        configured: Name,
+    },
+    /// The datastore was made anew under a registered trigger.
+    #[error(
+        "trigger {trigger} is registered on incarnation {registered} of datastore {source_name}, which is now incarnation {now}: \
+         the datastore was made anew. Restore the old tables, or use a new group name"
+    )]
+    OtherIncarnation {
+        /// Its name.
+        trigger: Name,
+        /// The datastore.
+        source_name: Name,
+        /// What it is registered on.
+        registered: String,
+        /// What is there.
+        now: String,
+    },
+    /// A trigger names a datastore that the worker was not given.
+    #[error("trigger {trigger} tails datastore {source_name}, which is not configured")]
+    NoSource {
+        /// Its name.
+        trigger: Name,
+        /// The datastore.
+        source_name: Name,
+    },
+    /// The triggers could not be registered.
+    #[error("the triggers could not be registered")]
+    Store(#[from] StoreError),
+}
+
+/// What others may see of a worker.
+#[derive(Clone)]
+pub struct Watch {
+    /// The coordination.
+    pub view: watch::Receiver<View>,
+    /// Each shard's progress.
+    pub standings: Standings,
+}
+
+/// A worker that is not yet running.
+pub struct Worker {
+    setup: Setup,
+    coordinator: Coordinator,
+    view: watch::Receiver<View>,
+    ended: mpsc::UnboundedSender<EndedShard>,
+    triggers: Vec<Arc<Trigger>>,
+    shared: Shared,
+}
+
+struct Running {
+    grant: watch::Sender<Grant>,
+    task: AbortHandle,
+}
+
+impl Worker {
+    /// Registers the triggers.
+    ///
+    /// # Errors
+    /// When a trigger contradicts what is registered, or the store does not answer.
+    pub async fn new(setup: Setup) -> Result<Self, WorkerError> {
+        let triggers = register(&*setup.ledger, &setup.sources, &setup.triggers, &[]).await?;
+        let tailed: BTreeSet<&Name> = triggers.iter().map(|trigger| &trigger.config.source).collect();
+        let sources = setup.sources.iter().filter(|(name, _)| tailed.contains(name));
+        let sources = sources.map(|(_, cells)| (**cells.datastore()).clone()).collect();
+        let (coordinator, view, ended) = Coordinator::new(
+            setup.lease.clone(),
+            setup.ledger.clone(),
+            setup.presence.clone(),
+            setup.identity.clone(),
+            sources,
+        );
+        let shared = Shared {
+            ledger: setup.ledger.clone(),
+            fence: coordinator.fence(),
+            budget: Budget::new(setup.memory),
+            interval: setup.checkpoint_interval,
+            standings: Standings::default(),
+        };
+        Ok(Self { setup, coordinator, view, ended, triggers, shared })
+    }
+
+    /// What others may see of it.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch { view: self.view.clone(), standings: self.shared.standings.clone() }
+    }
+
+    /// Runs until `stop`, then drains: shards finish and are handed over first, coordination ends last, then the handlers.
+    /// Each message of `reload` replaces the triggers; one that is refused changes nothing.
+    pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Vec<TriggerSpec>>) {
+        let Self { setup, coordinator, mut view, ended, triggers, shared } = self;
+        let (trigger_sender, trigger_receiver) =
+            watch::channel(Triggers { active: triggers.into(), records: Arc::new([]) });
+        let mut retiring: Vec<Arc<Trigger>> = Vec::new();
+        let mut tasks: JoinSet<EndedShard> = JoinSet::new();
+        let mut running: BTreeMap<ShardRef, Running> = BTreeMap::new();
+        let mut names: HashMap<Id, (ShardRef, crate::cell::Epoch)> = HashMap::new();
+        let coordination = coordinator.run(stop.clone());
+        tokio::pin!(coordination);
+        let (held_sender, held) = watch::channel(BTreeSet::new());
+        let tips = poll_tips(setup.poll.clone(), setup.sources.clone(), held);
+        tokio::pin!(tips);
+        let mut look_at = Instant::now() + RETIRING;
+        loop {
+            tokio::select! {
+                biased;
+                Some(ended_task) = tasks.join_next_with_id() => {
+                    let message = match ended_task {
+                        Ok((id, message)) => {
+                            names.remove(&id);
+                            Some(message)
+                        }
+                        Err(error) if error.is_cancelled() => {
+                            names.remove(&error.id());
+                            None
+                        }
+                        Err(error) => {
+                            tracing::error!(error = %chain(&error), "a shard task panicked; the shard is claimed anew");
+                            names.remove(&error.id()).map(|(shard, epoch)| (shard, epoch, Ended::Lost))
+                        }
+                    };
+                    if let Some((shard, epoch, ended_as)) = message {
+                        let this = |running: &Running| running.grant.borrow().lease.epoch == epoch;
+                        if running.get(&shard).is_some_and(this) {
+                            running.remove(&shard);
+                        }
+                        // The coordinator may be gone already.
+                        let _ = ended.send((shard, epoch, ended_as));
+                    }
+                }
+                () = &mut coordination => break,
+                Ok(()) = view.changed() => {
+                    let now = view.borrow_and_update().clone();
+                    trigger_sender.send_if_modified(|triggers| {
+                        let changed = triggers.records != now.triggers;
+                        triggers.records = now.triggers.clone();
+                        changed
+                    });
+                    running.retain(|shard, running| {
+                        let epoch = running.grant.borrow().lease.epoch;
+                        let kept = now.grants.get(shard).is_some_and(|grant| grant.lease.epoch == epoch);
+                        if !kept {
+                            running.task.abort();
+                        }
+                        kept
+                    });
+                    let Some(me) = now.session else { continue };
+                    for (shard, grant) in now.grants {
+                        if let Some(running) = running.get(&shard) {
+                            running.grant.send_if_modified(|known| {
+                                let changed = *known != grant;
+                                if changed {
+                                    *known = grant;
+                                }
+                                changed
+                            });
+                            continue;
+                        }
+                        let Some(cells) = setup.sources.get(&shard.source) else { continue };
+                        let epoch = grant.lease.epoch;
+                        let (sender, receiver) = watch::channel(grant);
+                        let task = Shard {
+                            shard: shard.clone(),
+                            cells: cells.clone(),
+                            me: SessionId::clone(&me),
+                            grant: receiver,
+                            triggers: trigger_receiver.clone(),
+                            shared: shared.clone(),
+                        };
+                        let of = shard.clone();
+                        let future: BoxFuture<'static, EndedShard> =
+                            Box::pin(async move { (of, epoch, task.run().await) });
+                        let future = match &setup.wrap {
+                            Some(wrap) => wrap(future),
+                            None => future,
+                        };
+                        let task = tasks.spawn(future);
+                        names.insert(task.id(), (shard.clone(), epoch));
+                        running.insert(shard, Running { grant: sender, task });
+                    }
+                    metrics::shards_held(running.len());
+                    held_sender.send_replace(running.keys().cloned().collect());
+                }
+                Some(specs) = reload.recv() => {
+                    let before = trigger_sender.borrow().active.clone();
+                    match register(&*setup.ledger, &setup.sources, &specs, &before).await {
+                        Ok(after) => {
+                            retiring.extend(before.iter().filter(|old| !after.iter().any(|new| Arc::ptr_eq(old, new))).cloned());
+                            tracing::info!(triggers = after.len(), "triggers reloaded");
+                            trigger_sender.send_modify(|triggers| triggers.active = after.into());
+                        }
+                        Err(error) => tracing::error!(error = %chain(&error), "the reload is refused; nothing changed"),
+                    }
+                }
+                () = tokio::time::sleep_until(look_at), if !retiring.is_empty() => {
+                    look_at = Instant::now() + RETIRING;
+                    let (gone, kept) = retiring.into_iter().partition(|trigger| Arc::strong_count(trigger) == 1);
+                    retiring = kept;
+                    let gone: Vec<Arc<Trigger>> = gone;
+                    for trigger in gone {
+                        // Only a handler that no other trigger took over has to stop.
+                        let active = trigger_sender.borrow().active.clone();
+                        if !active.iter().any(|other| Arc::ptr_eq(&other.handler, &trigger.handler)) {
+                            trigger.handler.clone().stop().await;
+                        }
+                    }
+                }
+                () = &mut tips => {}
+            }
+        }
+        tasks.shutdown().await;
+        let active = trigger_sender.borrow().active.clone();
+        for trigger in active.iter().chain(&retiring) {
+            trigger.handler.clone().stop().await;
+        }
+    }
+}
+
+/// Makes the configured triggers equal to registered ones. Those that did not change stay the same object.
+async fn register(
+    ledger: &dyn Ledger,
+    sources: &BTreeMap<Name, Cells>,
+    specs: &[TriggerSpec],
+    before: &[Arc<Trigger>],
+) -> Result<Vec<Arc<Trigger>>, WorkerError> {
+    let registered = ledger.triggers().await?;
+    let mut triggers = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let cells = sources.get(&spec.config.source).ok_or_else(|| WorkerError::NoSource {
+            trigger: spec.name.clone(),
+            source_name: spec.config.source.clone(),
+        })?;
+        let record = match registered.iter().find(|record| record.name == spec.name) {
+            Some(record) => record.clone(),
+            None => register_new(ledger, cells, spec).await?,
+        };
+        if record.source != spec.config.source {
+            return Err(WorkerError::OtherSource {
+                trigger: spec.name.clone(),
+                registered: record.source,
+                configured: spec.config.source.clone(),
+            });
+        }
+        if record.incarnation != cells.datastore().incarnation {
+            return Err(WorkerError::OtherIncarnation {
+                trigger: spec.name.clone(),
+                source_name: spec.config.source.clone(),
+                registered: record.incarnation.to_string(),
+                now: cells.datastore().incarnation.to_string(),
+            });
+        }
+        let same = before.iter().find(|old| {
+            old.record.id == record.id && old.config == spec.config && Arc::ptr_eq(&old.handler, &spec.handler)
+        });
+        triggers.push(same.cloned().unwrap_or_else(|| {
+            let (config, filter) = (spec.config.clone(), spec.filter.clone());
+            Arc::new(Trigger::new(record, config, filter, spec.handler.clone(), cells.clone()))
+        }));
+    }
+    Ok(triggers)
+}
+
+/// Registers a trigger, or takes what another worker registered at the same time.
+async fn register_new(ledger: &dyn Ledger, cells: &Cells, spec: &TriggerSpec) -> Result<TriggerRecord, StoreError> {
+    let datastore = cells.datastore();
+    let start = match spec.config.start {
+        Start::Newest => {
+            let mut tips = vec![AddedId(0); datastore.shards as usize];
+            for bucket in 0..datastore.buckets() {
+                for tip in cells.log().tips(bucket, Consistency::Strong).await? {
+                    tips[tip.shard.0 as usize] = tip.tip;
+                }
+            }
+            Some(tips.into())
+        }
+        Start::Oldest | Start::Time(_) | Start::Added(_) => None,
+    };
+    let record = TriggerRecord {
+        id: TriggerId::random(),
+        name: spec.name.clone(),
+        source: spec.config.source.clone(),
+        incarnation: datastore.incarnation.clone(),
+        state: TriggerState::Active,
+        generation: 0,
+        start,
+        revision: 0,
+    };
+    Ok(match ledger.register(&record).await? {
+        Answer::Accepted(record) | Answer::Refused(Some(record)) => record,
+        Answer::Refused(None) => record,
+    })
+}
+
+/// Reads the tips of the buckets in which shards are held, more often while cells come.
+async fn poll_tips(
+    config: tail::Config,
+    sources: BTreeMap<Name, Cells>,
+    mut held: watch::Receiver<BTreeSet<ShardRef>>,
+) {
+    let mut interval = config.floor;
+    let mut failures = 0_u32;
+    loop {
+        let buckets: BTreeSet<(Name, u32)> = held
+            .borrow_and_update()
+            .iter()
+            .filter_map(|shard| {
+                Some((shard.source.clone(), sources.get(&shard.source)?.datastore().bucket(shard.shard)))
+            })
+            .collect();
+        let reads = buckets.iter().filter_map(|(source, bucket)| {
+            let cells = sources.get(source)?;
+            Some(async move { (cells, cells.log().tips(*bucket, Consistency::Eventual).await) })
+        });
+        let mut reads = stream::iter(reads).buffer_unordered(PARALLEL_TIPS);
+        let (mut moved, mut failed) = (false, false);
+        while let Some((cells, tips)) = reads.next().await {
+            match tips {
+                Ok(tips) => tips.into_iter().for_each(|tip| moved |= cells.heard(tip.shard, tip.tip)),
+                Err(error) => {
+                    if failures == 3 && !failed {
+                        tracing::warn!(error = %chain(&error), "cannot read the tips; trying again");
+                    }
+                    failed = true;
+                }
+            }
+        }
+        drop(reads);
+        failures = if failed { failures.saturating_add(1) } else { 0 };
+        interval = if failed {
+            config.ceiling.max(config.floor * (1 << failures.min(6)))
+        } else if moved {
+            config.floor
+        } else {
+            interval.mul_f64(1.5).clamp(config.floor, config.ceiling)
+        };
+        tokio::select! {
+            biased;
+            changed = held.changed() => if changed.is_err() { return std::future::pending().await },
+            () = tokio::time::sleep(interval.mul_f64(0.9 + 0.2 * fastrand::f64())) => {}
+        }
+    }
+}

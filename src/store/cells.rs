@@ -11,8 +11,8 @@
 
 use super::segment;
 use crate::cell::{
-    AddedId, Cell, Commit, Committed, ErrorKind, Log, Millis, NewCell, Refusal, ShardId, StoreError, StoredCell, Tip,
-    clock, same_json,
+    AddedId, Cell, Commit, Committed, Datastore, ErrorKind, Log, Millis, NewCell, Refusal, ShardId, StoreError,
+    StoredCell, Tip, clock, same_json,
 };
 use futures_util::future::join_all;
 use std::{
@@ -66,6 +66,7 @@ type Put = Result<Placed, PutError>;
 #[derive(Clone)]
 pub struct Cells {
     log: Arc<dyn Log>,
+    datastore: Arc<Datastore>,
     shards: Arc<[Shard]>,
 }
 
@@ -101,13 +102,20 @@ impl Cells {
         let shard =
             |_| Shard { queue: Mutex::default(), writer: AsyncMutex::default(), tip: watch::Sender::new(AddedId(0)) };
         let shards = log.datastore().all_shards().map(shard).collect();
-        Self { log, shards }
+        let datastore = Arc::new(log.datastore().clone());
+        Self { log, datastore, shards }
     }
 
     /// The log beneath.
     #[must_use]
     pub fn log(&self) -> &Arc<dyn Log> {
         &self.log
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn datastore(&self) -> &Arc<Datastore> {
+        &self.datastore
     }
 
     /// The highest tip of a shard that this process has heard of: from its own appends, and from [`Cells::heard`].
@@ -117,13 +125,13 @@ impl Cells {
         self.shards[shard.0 as usize].tip.subscribe()
     }
 
-    /// Tells what was read of a shard's tip elsewhere.
-    pub fn heard(&self, shard: ShardId, tip: AddedId) {
+    /// Tells what was read of a shard's tip elsewhere; `true` if that is news.
+    pub fn heard(&self, shard: ShardId, tip: AddedId) -> bool {
         self.shards[shard.0 as usize].tip.send_if_modified(|known| {
             let higher = tip > *known;
             *known = (*known).max(tip);
             higher
-        });
+        })
     }
 
     /// Appends cells of any rows. One answer for each, in order. Cells of one shard are appended in the order given, but

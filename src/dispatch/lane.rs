@@ -1,0 +1,224 @@
+//! The parked cells of one cursor: what the active lane holds, and the changes that are not durable yet.
+//!
+//! A cell leaves the window for a lane in one transaction: the change here and the checkpoint that passes the cell are
+//! written together. Until that write is accepted the window keeps the cell.
+
+use crate::cell::{AddedId, LaneChange, Parked};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Active parked cells of one trigger and shard at most; a cell that would be one more waits in the window.
+pub(super) const ACTIVE_MAX: usize = 10_000;
+
+/// The active lane as it will be once everything is written.
+#[derive(Debug, Default)]
+pub(super) struct LaneBook {
+    active: BTreeMap<AddedId, Parked>,
+    out: BTreeMap<AddedId, Change>,
+    sending: BTreeMap<AddedId, Change>,
+    /// Changes with which a cell leaves the window, in both.
+    leaves: usize,
+}
+
+/// What is to be written about one place.
+#[derive(Clone, Debug, Default)]
+struct Change {
+    active: Option<Active>,
+    dead: Option<Parked>,
+    /// Cells that leave the window with this write.
+    leaves: Option<(AddedId, AddedId)>,
+}
+
+/// The change in the active lane. `Put` and `Update` write the item as the book has it at that time.
+#[derive(Clone, Debug)]
+enum Active {
+    Put,
+    Update,
+    Delete(Parked),
+}
+
+impl Change {
+    fn actions(&self) -> usize {
+        usize::from(self.active.is_some()) + usize::from(self.dead.is_some())
+    }
+}
+
+impl LaneBook {
+    pub(super) fn len(&self) -> usize {
+        self.active.len()
+    }
+
+    pub(super) fn get(&self, id: AddedId) -> Option<&Parked> {
+        self.active.get(&id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Parked> {
+        self.active.values()
+    }
+
+    /// Changes that wait to be written.
+    pub(super) fn pending(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Cells that leave the window with a write that is not yet accepted.
+    pub(super) fn leaves(&self) -> usize {
+        self.leaves
+    }
+
+    fn count_leaves(&mut self) {
+        let changes = self.out.values().chain(self.sending.values());
+        self.leaves = changes.filter(|change| change.leaves.is_some()).count();
+    }
+
+    /// A cell of the window becomes active.
+    pub(super) fn park(&mut self, parked: Parked) {
+        let id = parked.added_id;
+        let change = self.out.entry(id).or_default();
+        change.active = Some(Active::Put);
+        change.leaves = Some((id, parked.last));
+        self.leaves += 1;
+        self.active.insert(id, Parked { revision: 0, ..parked });
+    }
+
+    /// An active cell changes.
+    pub(super) fn update(&mut self, id: AddedId, change: impl FnOnce(&mut Parked)) {
+        let Some(parked) = self.active.get_mut(&id) else { return };
+        change(parked);
+        let out = self.out.entry(id).or_default();
+        if out.active.is_none() {
+            out.active = Some(Active::Update);
+        }
+    }
+
+    /// An active cell is finished. `None` when it is no longer there: an operator dropped it.
+    pub(super) fn remove(&mut self, id: AddedId) -> Option<Parked> {
+        let parked = self.active.remove(&id)?;
+        let out = self.out.entry(id).or_default();
+        out.active = match out.active {
+            // Never written: nothing to delete, but it still leaves the window.
+            Some(Active::Put) => None,
+            _ => Some(Active::Delete(parked.clone())),
+        };
+        Some(parked)
+    }
+
+    /// A cell becomes dead, from the window or, after [`LaneBook::remove`], from the active lane.
+    pub(super) fn bury(&mut self, parked: Parked, from_window: bool) {
+        let out = self.out.entry(parked.added_id).or_default();
+        if from_window {
+            out.leaves = Some((parked.added_id, parked.last));
+            self.leaves += 1;
+        }
+        out.dead = Some(parked);
+    }
+
+    /// Takes changes for one write, at most `room` actions, and tells which cells leave the window with it.
+    pub(super) fn fill(&mut self, mut room: usize) -> (Vec<LaneChange>, Vec<(AddedId, AddedId)>) {
+        debug_assert!(self.sending.is_empty(), "one write at a time");
+        let mut changes = Vec::new();
+        let mut leaves = Vec::new();
+        while let Some(entry) = self.out.first_entry() {
+            if entry.get().actions() > room {
+                break;
+            }
+            let (id, change) = entry.remove_entry();
+            room -= change.actions();
+            leaves.extend(change.leaves);
+            match (&change.active, self.active.get(&id)) {
+                (Some(Active::Put), Some(parked)) => changes.push(LaneChange::Put(parked.clone())),
+                (Some(Active::Update), Some(parked)) => changes.push(LaneChange::Update(parked.clone())),
+                (Some(Active::Delete(parked)), _) => changes.push(LaneChange::Delete(parked.clone())),
+                _ => {}
+            }
+            changes.extend(change.dead.clone().map(LaneChange::Put));
+            self.sending.insert(id, change);
+        }
+        (changes, leaves)
+    }
+
+    /// The write was accepted.
+    pub(super) fn written(&mut self) {
+        for (id, change) in std::mem::take(&mut self.sending) {
+            let revision = match change.active {
+                Some(Active::Put) => 1,
+                Some(Active::Update) => match self.revision(id) {
+                    Some(revision) => revision + 1,
+                    None => continue,
+                },
+                _ => continue,
+            };
+            if let Some(parked) = self.active.get_mut(&id) {
+                parked.revision = revision;
+            } else if let Some(Active::Delete(parked)) = self.out.get_mut(&id).and_then(|out| out.active.as_mut()) {
+                parked.revision = revision;
+            }
+        }
+        self.count_leaves();
+    }
+
+    fn revision(&self, id: AddedId) -> Option<u64> {
+        let deleted = || match self.out.get(&id).and_then(|out| out.active.as_ref()) {
+            Some(Active::Delete(parked)) => Some(parked.revision),
+            _ => None,
+        };
+        self.active.get(&id).map(|parked| parked.revision).or_else(deleted)
+    }
+
+    /// The write was refused because an operator changed a parked cell, or because of another trigger's lane: its changes
+    /// wait again.
+    pub(super) fn unsent(&mut self) {
+        for (id, mut change) in std::mem::take(&mut self.sending) {
+            if let Some(newer) = self.out.remove(&id) {
+                change.active = match (change.active, newer.active) {
+                    (Some(Active::Put), Some(Active::Delete(_))) => None,
+                    (Some(Active::Put), Some(Active::Update)) => Some(Active::Put),
+                    (older, None) => older,
+                    (_, newer) => newer,
+                };
+                change.dead = newer.dead.or(change.dead);
+                change.leaves = change.leaves.or(newer.leaves);
+            }
+            self.out.insert(id, change);
+        }
+        self.count_leaves();
+    }
+
+    /// Compares the book with the lane as it is stored: operators' changes win over changes of ours that are not durable.
+    /// Returns the places that are gone, and those that are new or have another due time.
+    pub(super) fn reconcile(&mut self, stored: Vec<Parked>) -> (Vec<AddedId>, Vec<AddedId>) {
+        let stored: BTreeMap<AddedId, Parked> = stored.into_iter().map(|parked| (parked.added_id, parked)).collect();
+        let unsent = |out: &BTreeMap<AddedId, Change>, id: &AddedId| {
+            matches!(out.get(id), Some(Change { active: Some(Active::Put), .. }))
+        };
+        let is_gone = |id: &&AddedId| !stored.contains_key(*id) && !unsent(&self.out, id) && !unsent(&self.sending, id);
+        let gone: BTreeSet<AddedId> = self.active.keys().filter(is_gone).copied().collect();
+        for id in &gone {
+            self.active.remove(id);
+        }
+        // A change of an item that an operator changed or dropped is void.
+        self.out.retain(|id, change| {
+            let revision = match &change.active {
+                Some(Active::Delete(parked)) => Some(parked.revision),
+                Some(Active::Update) => self.active.get(id).map(|parked| parked.revision),
+                _ => return true,
+            };
+            if stored.get(id).map(|parked| parked.revision) != revision {
+                change.active = None;
+            }
+            change.active.is_some() || change.dead.is_some() || change.leaves.is_some()
+        });
+        let mut fresh = Vec::new();
+        for (id, parked) in stored {
+            let leaving = |out: &BTreeMap<AddedId, Change>| {
+                matches!(out.get(&id), Some(Change { active: Some(Active::Delete(_)), .. }))
+            };
+            let known = self.active.get(&id);
+            let newer = known.is_none_or(|known| known.revision < parked.revision);
+            if newer && !leaving(&self.out) && !leaving(&self.sending) && !self.sending.contains_key(&id) {
+                self.active.insert(id, parked);
+                fresh.push(id);
+            }
+        }
+        (gone.into_iter().collect(), fresh)
+    }
+}

@@ -1,0 +1,50 @@
+//! A trigger at work in this process: shared by all its shards.
+
+use super::{Breaker, Config, Rate};
+use crate::{
+    cell::{Handler, Name, TriggerRecord},
+    filter::Filter,
+    store::Cells,
+};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// What all shards of a trigger share.
+pub struct Trigger {
+    /// Its label.
+    pub name: Name,
+    /// As registered when this process began to work for it; pauses come from fresher readings.
+    pub record: TriggerRecord,
+    /// What the file says.
+    pub config: Config,
+    /// Which cells it is called for.
+    pub filter: Filter,
+    /// The code.
+    pub handler: Arc<dyn Handler>,
+    /// The datastore that it tails, and to which answers are appended.
+    pub cells: Cells,
+    /// Calls at a time.
+    pub slots: Arc<Semaphore>,
+    /// Stops calling while everything fails.
+    pub breaker: Option<Breaker>,
+    /// Cells a second.
+    pub rate: Option<Rate>,
+}
+
+impl Trigger {
+    /// Ready to be called.
+    #[must_use]
+    pub fn new(record: TriggerRecord, config: Config, filter: Filter, handler: Arc<dyn Handler>, cells: Cells) -> Self {
+        Self {
+            name: record.name.clone(),
+            record,
+            filter,
+            handler,
+            cells,
+            slots: Arc::new(Semaphore::new(config.in_flight as usize)),
+            breaker: config.breaker.clone().map(Breaker::new),
+            rate: config.rate.map(Rate::new),
+            config,
+        }
+    }
+}

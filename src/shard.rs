@@ -1,1 +1,0 @@
-//! One held shard in one loop: tail, dispatch, checkpoint.
