@@ -398,9 +398,12 @@ async fn poll_tips(
                 Some((shard.source.clone(), sources.get(&shard.source)?.datastore().bucket(shard.shard)))
             })
             .collect();
-        let reads = buckets.iter().filter_map(|(source, bucket)| {
-            let cells = sources.get(source)?;
-            Some(async move { (cells, cells.log().tips(*bucket, Consistency::Eventual).await) })
+        let reads = buckets.into_iter().filter_map(|(source, bucket)| {
+            let cells = sources.get(&source)?.clone();
+            Some(async move {
+                let tips = cells.log().tips(bucket, Consistency::Eventual).await;
+                (cells, tips)
+            })
         });
         let mut reads = stream::iter(reads).buffer_unordered(PARALLEL_TIPS);
         let (mut moved, mut failed) = (false, false);

@@ -41,6 +41,8 @@ const ERRORS_KEPT: usize = 3;
 const ERROR_MAX: usize = 1024;
 /// Wait after an interruption that was not the cell's fault as far as anybody knows.
 const INTERRUPTED_WAIT: Duration = Duration::from_millis(100);
+/// A snooze for no time at all must not become a hot loop.
+const SNOOZE_MIN: Duration = Duration::from_millis(10);
 /// Changes of lanes that may wait to be written before reading stops.
 const PENDING_MAX: usize = 512;
 
@@ -397,7 +399,7 @@ impl Cursor {
         if self.pause().is_some() {
             return Next::Idle;
         }
-        if self.ready.is_empty() {
+        if self.ready.is_empty() || self.callable() == 0 {
             return wait(due);
         }
         let batch = self.trigger.config.batch as usize;
@@ -412,6 +414,13 @@ impl Cursor {
         }
     }
 
+    /// How many cells more may be called for: those in flight, and those finished that a new owner would call for again, are at
+    /// most the window.
+    fn callable(&self) -> usize {
+        let exposed = (self.in_flight as usize) + (self.unsaved as usize) + self.book.removals();
+        (self.trigger.config.window.cells as usize).saturating_sub(exposed)
+    }
+
     /// Takes the cells of one call, and whether it is the breaker's probe.
     pub fn take(&mut self, now: Now) -> Option<(Vec<Item>, bool)> {
         if self.next(now) != Next::Call {
@@ -420,7 +429,7 @@ impl Cursor {
         let batch = self.trigger.config.batch as usize;
         let alone = self.ready.front().is_some_and(|item| item.interruptions >= 2);
         let together = self.ready.iter().take(batch).take_while(|item| item.interruptions < 2).count();
-        let n = if alone { 1 } else { together };
+        let n = if alone { 1 } else { together.min(self.callable()) };
         if let Some(rate) = &self.trigger.rate
             && let Err(at) = rate.take(now.instant, n)
         {
@@ -458,7 +467,7 @@ impl Cursor {
         }
         match verdict {
             Verdict::Done { .. } | Verdict::Drop => self.finish(item, now),
-            Verdict::Snooze { after } => self.again(item, after, now),
+            Verdict::Snooze { after } => self.again(item, after.max(SNOOZE_MIN), now),
             Verdict::Interrupted { error } => {
                 item.interruptions += 1;
                 note(&mut item.errors, error);
@@ -773,7 +782,7 @@ impl Cursor {
     #[must_use]
     pub fn write_due(&self, interval: Duration) -> Option<Instant> {
         let since = self.dirty_since?;
-        let half = u64::from(self.unsaved) * 2 >= u64::from(self.trigger.config.window.cells);
+        let half = self.unsaved.saturating_mul(2) >= self.trigger.config.window.cells;
         Some(if half || self.book.pending() > 0 || self.window.is_ragged() { since } else { since + interval })
     }
 

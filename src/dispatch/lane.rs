@@ -17,6 +17,8 @@ pub(super) struct LaneBook {
     sending: BTreeMap<AddedId, Change>,
     /// Changes with which a cell leaves the window, in both.
     leaves: usize,
+    /// Cells that were finished in the lane, as long as the store still has them there.
+    removals: usize,
 }
 
 /// What is to be written about one place.
@@ -65,9 +67,15 @@ impl LaneBook {
         self.leaves
     }
 
-    fn count_leaves(&mut self) {
-        let changes = self.out.values().chain(self.sending.values());
-        self.leaves = changes.filter(|change| change.leaves.is_some()).count();
+    /// Cells that were finished in the lane, as long as the store still has them there: a new owner would call for them again.
+    pub(super) fn removals(&self) -> usize {
+        self.removals
+    }
+
+    fn recount(&mut self) {
+        let changes = || self.out.values().chain(self.sending.values());
+        self.leaves = changes().filter(|change| change.leaves.is_some()).count();
+        self.removals = changes().filter(|change| matches!(change.active, Some(Active::Delete(_)))).count();
     }
 
     /// A cell of the window becomes active.
@@ -97,7 +105,10 @@ impl LaneBook {
         out.active = match out.active {
             // Never written: nothing to delete, but it still leaves the window.
             Some(Active::Put) => None,
-            _ => Some(Active::Delete(parked.clone())),
+            _ => {
+                self.removals += 1;
+                Some(Active::Delete(parked.clone()))
+            }
         };
         Some(parked)
     }
@@ -153,7 +164,7 @@ impl LaneBook {
                 parked.revision = revision;
             }
         }
-        self.count_leaves();
+        self.recount();
     }
 
     fn revision(&self, id: AddedId) -> Option<u64> {
@@ -180,7 +191,7 @@ impl LaneBook {
             }
             self.out.insert(id, change);
         }
-        self.count_leaves();
+        self.recount();
     }
 
     /// Compares the book with the lane as it is stored: operators' changes win over changes of ours that are not durable.
@@ -207,6 +218,7 @@ impl LaneBook {
             }
             change.active.is_some() || change.dead.is_some() || change.leaves.is_some()
         });
+        self.recount();
         let mut fresh = Vec::new();
         for (id, parked) in stored {
             let leaving = |out: &BTreeMap<AddedId, Change>| {

@@ -399,7 +399,8 @@ impl AtWork {
         let mut at: Option<Instant> = None;
         let mut by = |other: Option<Instant>| at = [at, other].into_iter().flatten().min();
         if !self.shared.fence.is_safe() {
-            by(Some(now.instant + LOOK));
+            // Nothing may be begun, whatever is due.
+            return Some(now.instant + LOOK);
         }
         by(self.give_by.filter(|by| *by > now.instant));
         if !self.booking {

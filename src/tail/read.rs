@@ -202,7 +202,7 @@ async fn settle(log: &dyn Log, shard: ShardId, after: AddedId, last: AddedId) ->
         return Err(TailError::AboveTip { shard, after, tip });
     }
     #[cfg(feature = "planted")]
-    if crate::cell::planted::is("hole taken for a trim") && settled.segment.is_none() {
+    if crate::cell::planted::is("hole taken for a trim") {
         return Ok(Some(Entry::Trimmed { first, last }));
     }
     if settled.segment.is_some() || last < first {

@@ -217,7 +217,10 @@ impl Ledger for MemoryLedger {
     ) -> Out<'a, Answer<Lease>> {
         let mut tables = self.tables();
         let stored = tables.leases.get(shard);
-        if stored.map(|l| (l.epoch, &l.owner)) != seen.map(|l| (l.epoch, &l.owner)) {
+        let as_seen = stored.map(|l| (l.epoch, &l.owner)) == seen.map(|l| (l.epoch, &l.owner));
+        #[cfg(feature = "planted")]
+        let as_seen = as_seen || crate::cell::planted::is("claim without the epoch condition");
+        if !as_seen {
             return ready(Answer::Refused(stored.cloned()));
         }
         let mut lease = stored.cloned().unwrap_or_else(|| Lease {
