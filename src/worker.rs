@@ -6,8 +6,8 @@
 
 use crate::{
     cell::{
-        AddedId, Answer, Consistency, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId, TriggerRecord,
-        TriggerState, chain,
+        AddedId, Answer, Consistency, Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId,
+        TriggerRecord, TriggerState, chain,
     },
     dispatch::{Budget, Config, Start, Trigger},
     filter::Filter,
@@ -185,7 +185,10 @@ impl Worker {
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
         let mut tasks: JoinSet<EndedShard> = JoinSet::new();
         let mut running: BTreeMap<ShardRef, Running> = BTreeMap::new();
-        let mut names: HashMap<Id, (ShardRef, crate::cell::Epoch)> = HashMap::new();
+        // A grant whose task has ended is over, even if a view that was published before still shows it: its checkpoint is
+        // that of the claim, and its epoch has called its cells already.
+        let mut over: BTreeMap<ShardRef, Epoch> = BTreeMap::new();
+        let mut names: HashMap<Id, (ShardRef, Epoch)> = HashMap::new();
         let coordination = coordinator.run(stop.clone());
         tokio::pin!(coordination);
         let (held_sender, held) = watch::channel(BTreeSet::new());
@@ -211,6 +214,7 @@ impl Worker {
                         }
                     };
                     if let Some((shard, epoch, ended_as)) = message {
+                        over.insert(shard.clone(), epoch);
                         let this = |running: &Running| running.grant.borrow().lease.epoch == epoch;
                         if running.get(&shard).is_some_and(this) {
                             running.remove(&shard);
@@ -248,6 +252,9 @@ impl Worker {
                             continue;
                         }
                         let Some(cells) = setup.sources.get(&shard.source) else { continue };
+                        if over.get(&shard).is_some_and(|over| grant.lease.epoch <= *over) {
+                            continue;
+                        }
                         let epoch = grant.lease.epoch;
                         let (sender, receiver) = watch::channel(grant);
                         let task = Shard {

@@ -29,7 +29,7 @@ use crate::{
 };
 use bytestring::ByteString;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -121,6 +121,8 @@ pub struct Cursor {
     rows: HashMap<ByteString, Row>,
     retries: BTreeMap<(Instant, AddedId), Item>,
     in_flight: u32,
+    /// Parked cells in flight.
+    parked_in_flight: BTreeSet<AddedId>,
     attempts: BTreeMap<AddedId, u32>,
     book: LaneBook,
     dead: u64,
@@ -138,7 +140,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Goes on where a checkpoint ended. The active lane is loaded with [`Cursor::reconcile`] before the first call.
+    /// Goes on where a checkpoint ended. The active lane is loaded with [`Cursor::resume_lane`] before the first call.
     ///
     /// # Errors
     /// When the checkpoint is damaged.
@@ -159,6 +161,7 @@ impl Cursor {
             rows: HashMap::new(),
             retries: BTreeMap::new(),
             in_flight: 0,
+            parked_in_flight: BTreeSet::new(),
             attempts,
             book: LaneBook::default(),
             dead: checkpoint.dead,
@@ -447,12 +450,14 @@ impl Cursor {
         for item in &mut items {
             item.since.get_or_insert(now.wall);
         }
+        self.parked_in_flight.extend(items.iter().filter(|item| item.parked).map(|item| item.added_id));
         Some((items, probe))
     }
 
     /// Takes a cell back with its verdict.
     pub fn settle(&mut self, mut item: Item, verdict: Verdict, probe: bool, now: Now) {
         self.in_flight -= 1;
+        self.parked_in_flight.remove(&item.added_id);
         metrics::attempt(self.trigger.name.as_str(), verdict.label());
         if item.parked && self.book.get(item.added_id).is_none() {
             // An operator dropped it meanwhile.
@@ -696,7 +701,20 @@ impl Cursor {
 
     // ---- the active lane as it is stored ----
 
-    /// Compares with the active lane as it is stored: at the start, and whenever an operator was there.
+    /// Takes the active lane as it is stored, at the start. A parked cell that the checkpoint does not count as finished is
+    /// before it again, after a rewind or because the finished ranges did not fit: the log brings it in its order, and its
+    /// lane item goes.
+    pub fn resume_lane(&mut self, stored: Vec<Parked>, now: Now) {
+        let (kept, void): (Vec<Parked>, Vec<Parked>) =
+            stored.into_iter().partition(|parked| self.window.is_done(parked.added_id));
+        self.reconcile(kept, now);
+        for parked in void {
+            self.book.void(parked);
+            self.dirty_since.get_or_insert(now.instant);
+        }
+    }
+
+    /// Compares with the active lane as it is stored, whenever an operator was there.
     pub fn reconcile(&mut self, stored: Vec<Parked>, now: Now) {
         let (gone, fresh) = self.book.reconcile(stored);
         for id in gone {
@@ -714,7 +732,9 @@ impl Cursor {
                 }
                 continue;
             }
-            self.load(parked, due);
+            if !self.parked_in_flight.contains(&id) {
+                self.load(parked, due);
+            }
         }
     }
 

@@ -113,6 +113,13 @@ impl LaneBook {
         Some(parked)
     }
 
+    /// An item of the stored lane is of no use.
+    pub(super) fn void(&mut self, parked: Parked) {
+        self.removals += 1;
+        let change = self.out.entry(parked.added_id).or_default();
+        change.active = Some(Active::Delete(parked));
+    }
+
     /// A cell becomes dead, from the window or, after [`LaneBook::remove`], from the active lane.
     pub(super) fn bury(&mut self, parked: Parked, from_window: bool) {
         let out = self.out.entry(parked.added_id).or_default();
@@ -206,15 +213,17 @@ impl LaneBook {
         for id in &gone {
             self.active.remove(id);
         }
-        // A change of an item that an operator changed or dropped is void.
+        // A finished cell leaves the lane whatever an operator changed about it; only if he dropped it there is nothing to do.
+        // Other changes of ours are void when he was faster.
         self.out.retain(|id, change| {
-            let revision = match &change.active {
-                Some(Active::Delete(parked)) => Some(parked.revision),
-                Some(Active::Update) => self.active.get(id).map(|parked| parked.revision),
-                _ => return true,
-            };
-            if stored.get(id).map(|parked| parked.revision) != revision {
-                change.active = None;
+            let stored = stored.get(id).map(|parked| parked.revision);
+            match (&mut change.active, stored) {
+                (Some(Active::Delete(parked)), Some(revision)) => parked.revision = revision,
+                (Some(Active::Delete(_)), None) => change.active = None,
+                (Some(Active::Update), _) if stored != self.active.get(id).map(|parked| parked.revision) => {
+                    change.active = None;
+                }
+                _ => {}
             }
             change.active.is_some() || change.dead.is_some() || change.leaves.is_some()
         });

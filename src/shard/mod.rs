@@ -154,9 +154,11 @@ impl Shard {
             let set = self.triggers.borrow_and_update().clone();
             let mine = set.active.iter().filter(|trigger| trigger.config.source == self.shard.source);
             let mine: Vec<Arc<Trigger>> = mine.cloned().collect();
+            // Before the lanes are read: what an operator does meanwhile is looked at again.
+            let look = self.grant.borrow().look;
             match start::cursors(&self, &mut lease, &mine).await {
                 Ok(cursors) => {
-                    let mut at_work = AtWork::new(&self, lease, cursors, &set.records);
+                    let mut at_work = AtWork::new(&self, lease, cursors, &set.records, look);
                     match at_work.run(&mut self).await {
                         Turn::Ended(ended) => break ended,
                         _ => lease = at_work.lease,
@@ -248,7 +250,8 @@ struct AtWork {
 }
 
 impl AtWork {
-    fn new(home: &Shard, lease: Lease, cursors: Vec<Cursor>, records: &[TriggerRecord]) -> Self {
+    fn new(home: &Shard, lease: Lease, cursors: Vec<Cursor>, records: &[TriggerRecord], look: u64) -> Self {
+        let grant = home.grant.borrow();
         let mut at_work = Self {
             shard: home.shard.clone(),
             cells: home.cells.clone(),
@@ -273,15 +276,16 @@ impl AtWork {
             booking: false,
             written: Vec::new(),
             releasing: false,
-            look: home.grant.borrow().look,
-            look_due: false,
-            give_by: home.grant.borrow().give_by,
+            look: grant.look,
+            look_due: grant.look > look,
+            give_by: grant.give_by,
             rebuild: false,
             tip: home.cells.tip(home.shard.shard),
             told: Instant::now() - TOLD,
             tell_due: true,
             chores: FuturesUnordered::new(),
         };
+        drop(grant);
         at_work.follow(records);
         at_work
     }

@@ -80,7 +80,7 @@ pub(super) async fn cursors(
         let mut cursor = Cursor::new(trigger.clone(), home.shard.clone(), &checkpoint)
             .map_err(|error| NoStart::Later(format!("trigger {}: {error}", trigger.name)))?;
         let parked = read_lane(&*home.shared.ledger, &active_lane(&cursor, &home.shard)).await?;
-        cursor.reconcile(parked, Now { instant: Instant::now(), wall: clock::wall() });
+        cursor.resume_lane(parked, Now { instant: Instant::now(), wall: clock::wall() });
         cursors.push(cursor);
     }
     Ok(cursors)

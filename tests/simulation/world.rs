@@ -48,6 +48,8 @@ pub(super) struct Swarm {
     outage: f64,
     /// Chance a second that shards are trimmed.
     trim: f64,
+    /// Chance a second that an operator touches parked cells, or rewinds a checkpoint.
+    operate: f64,
     /// Percent of attempts that fail.
     failing: u64,
 }
@@ -68,8 +70,8 @@ impl Swarm {
             garbled: chance(0.02),
             slow: chance(0.1),
         };
-        let (kill, freeze, stop, outage, trim) =
-            (chance(0.05), chance(0.05), chance(0.03), chance(0.008), chance(0.05));
+        let (kill, freeze, stop, outage, trim, operate) =
+            (chance(0.05), chance(0.05), chance(0.03), chance(0.008), chance(0.05), chance(0.3));
         Self {
             workers: rng.usize(2..=4),
             shards: rng.u32(3..=8),
@@ -85,6 +87,7 @@ impl Swarm {
             stop,
             outage,
             trim,
+            operate,
             failing: rng.u64(0..25),
         }
     }
@@ -421,20 +424,92 @@ impl World {
         }
     }
 
+    /// An operator at the parked cells of one trigger and shard, or at its checkpoint.
+    async fn operate(&mut self) {
+        let mut rng = fastrand::Rng::with_seed(self.weather.lock().unwrap().rng.u64(..));
+        let shard = ShardRef { source: name("trips"), shard: ShardId(rng.u32(..self.swarm.shards)) };
+        let triggers = self.oracle.triggers().await.unwrap();
+        let Some(trigger) = rng.choice(triggers.iter()) else { return };
+        let Ok(Some(lease)) = self.oracle.lease(&shard).await else { return };
+        let lane = |kind| Lane { trigger: trigger.id.clone(), shard: shard.clone(), kind };
+        let what = match rng.u8(..4) {
+            0 => {
+                let dead = self.oracle.parked(&lane(LaneKind::Dead), AddedId(0), 50).await.unwrap();
+                let Some(parked) = rng.choice(dead) else { return };
+                self.oracle.revived(&trigger.name, shard.shard, parked.added_id);
+                let again = Parked {
+                    state: ParkedState::Retrying,
+                    attempts: 0,
+                    next_attempt_at: clock::wall(),
+                    ..parked.clone()
+                };
+                self.oracle.operate_parked(&[LaneChange::Delete(parked), LaneChange::Put(again)]).await.unwrap();
+                "an operator retries a dead cell"
+            }
+            1 => {
+                let active = self.oracle.parked(&lane(LaneKind::Active), AddedId(0), 50).await.unwrap();
+                let Some(parked) = rng.choice(active) else { return };
+                self.oracle.operate_parked(&[LaneChange::Delete(parked)]).await.unwrap();
+                "an operator drops an active cell"
+            }
+            2 => {
+                let active = self.oracle.parked(&lane(LaneKind::Active), AddedId(0), 50).await.unwrap();
+                let retrying = active.into_iter().filter(|parked| parked.state == ParkedState::Retrying);
+                let Some(parked) = rng.choice(retrying.collect::<Vec<_>>()) else { return };
+                let now = Parked { next_attempt_at: clock::wall(), ..parked };
+                self.oracle.operate_parked(&[LaneChange::Update(now)]).await.unwrap();
+                "an operator retries a cell now"
+            }
+            _ => {
+                let Some(checkpoint) = lease.checkpoints.get(&trigger.id) else { return };
+                let tip = self.log.tip(shard.shard).await.unwrap();
+                let trimmed = tip.map_or(AddedId(0), |tip| tip.trimmed_to);
+                let low = AddedId(checkpoint.low.0.saturating_sub(rng.u64(1..10)).max(trimmed.0));
+                let back = Checkpoint {
+                    low,
+                    generation: checkpoint.generation,
+                    dead: checkpoint.dead,
+                    ..Checkpoint::default()
+                };
+                self.oracle.rewound(&trigger.name, shard.shard);
+                self.oracle.operate(&shard, lease.epoch, &trigger.id, &back).await.unwrap();
+                "an operator rewinds"
+            }
+        };
+        if let Some(owner) = lease.owner {
+            self.oracle.nudge(&owner).await.unwrap();
+        }
+        let mut weather = self.weather.lock().unwrap();
+        *weather.counts.entry(what).or_default() += 1;
+        weather.note(format_args!("{what} on {shard} of {}", trigger.name));
+    }
+
+    /// Whether everything is handled and owned.
     async fn is_done(&self) -> bool {
+        self.left().await.is_none()
+    }
+
+    /// Something that is still to be done.
+    async fn left(&self) -> Option<String> {
         for shard in self.log.datastore().all_shards() {
             let tip = self.log.tip(shard).await.unwrap().map_or(AddedId(0), |tip| tip.tip);
             let of = ShardRef { source: name("trips"), shard };
-            let Some(lease) = self.oracle.lease(&of).await.unwrap() else { return false };
+            let Some(lease) = self.oracle.lease(&of).await.unwrap() else { return Some(format!("{of} has no lease")) };
             let lows = lease.checkpoints.values().map(|checkpoint| checkpoint.low);
             let done = lease.owner.is_some()
                 && lease.checkpoints.len() == self.names.len()
                 && lows.clone().all(|low| low == tip);
             if !done {
-                return false;
+                return Some(format!("the tip is {tip}, {lease:?}"));
+            }
+            for trigger in lease.checkpoints.keys() {
+                let lane = Lane { trigger: trigger.clone(), shard: of.clone(), kind: LaneKind::Active };
+                if let Some(parked) = self.oracle.parked(&lane, AddedId(0), 1).await.unwrap().first() {
+                    return Some(format!("{parked:?}"));
+                }
             }
         }
-        true
+        None
     }
 
     /// I2: what lies in the log is dense, and each address once; the oracle learns which cells nobody is called for.
@@ -506,6 +581,10 @@ pub(super) fn run(seed: u64, swarm: Swarm, bug: &'static str, told: bool) -> Out
             if trims {
                 world.trim().await;
             }
+            let operates = { world.weather.lock().unwrap().rng.f64() < world.swarm.operate };
+            if operates {
+                world.operate().await;
+            }
             sleep(Duration::from_secs(1)).await;
             if !world.oracle.violations().is_empty() {
                 break;
@@ -533,7 +612,8 @@ pub(super) fn run(seed: u64, swarm: Swarm, bug: &'static str, told: bool) -> Out
                 break;
             }
             if healed.elapsed() > Duration::from_secs(900) {
-                world.oracle.violated(format!("I7: not done {:?} after the world healed", healed.elapsed()));
+                let left = world.left().await;
+                world.oracle.violated(format!("I7: not done {:?} after the world healed: {left:?}", healed.elapsed()));
                 break;
             }
         }
