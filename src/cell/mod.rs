@@ -10,6 +10,7 @@ mod event;
 mod id;
 mod ledger;
 mod log;
+pub mod setting;
 mod value;
 
 pub use door::{BODY_MAX, NESTING_MAX, REF_KEY_MAX, Refusal, same_json};

@@ -1,1 +1,5 @@
-//! What is durable: the traits `Log` and `Ledger` over DynamoDB (a server, or embedded) and over memory.
+//! What is durable.
+
+mod config;
+
+pub use config::{Config, Durability, Kind};
