@@ -13,6 +13,7 @@ mod ledger;
 mod log;
 #[cfg(feature = "planted")]
 pub mod planted;
+pub mod setting;
 mod value;
 
 pub use door::{BODY_MAX, NESTING_MAX, REF_KEY_MAX, Refusal, same_json};

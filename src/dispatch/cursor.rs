@@ -458,7 +458,7 @@ impl Cursor {
     pub fn settle(&mut self, mut item: Item, verdict: Verdict, probe: bool, now: Now) {
         self.in_flight -= 1;
         self.parked_in_flight.remove(&item.added_id);
-        metrics::attempt(self.trigger.name.as_str(), verdict.label());
+        self.trigger.attempts.ended(verdict.label());
         if item.parked && self.book.get(item.added_id).is_none() {
             // An operator dropped it meanwhile.
             self.leave_row(&item.lock, now);

@@ -16,7 +16,7 @@ mod trigger;
 pub use attempt::{Attempted, attempt};
 pub use breaker::{Breaker, Gate};
 pub use budget::{Ballast, Budget};
-pub use config::{BreakerConfig, Config, Exhausted, Order, Retry, Start, WindowConfig};
+pub use config::{BreakerConfig, Config, Exhausted, MEMORY, Order, Retry, Start, WindowConfig};
 pub use cursor::{Cursor, Item, Next, Now};
 pub use rate::Rate;
 pub use trigger::Trigger;

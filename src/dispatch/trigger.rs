@@ -4,6 +4,7 @@ use super::{Breaker, Config, Rate};
 use crate::{
     cell::{Handler, Name, TriggerRecord},
     filter::Filter,
+    metrics::Attempts,
     store::Cells,
 };
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct Trigger {
     pub breaker: Option<Breaker>,
     /// Cells a second.
     pub rate: Option<Rate>,
+    /// Counts attempts by verdict.
+    pub attempts: Attempts,
 }
 
 impl Trigger {
@@ -37,14 +40,15 @@ impl Trigger {
     pub fn new(record: TriggerRecord, config: Config, filter: Filter, handler: Arc<dyn Handler>, cells: Cells) -> Self {
         Self {
             name: record.name.clone(),
-            record,
             filter,
             handler,
             cells,
             slots: Arc::new(Semaphore::new(config.in_flight as usize)),
             breaker: config.breaker.clone().map(Breaker::new),
             rate: config.rate.map(Rate::new),
+            attempts: Attempts::of(record.name.as_str()),
             config,
+            record,
         }
     }
 }

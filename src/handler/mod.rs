@@ -1,1 +1,5 @@
-//! Carriers of the call: from an event to the code of the user, and back with a verdict.
+//! The carriers of a call.
+
+mod config;
+
+pub use config::Config;

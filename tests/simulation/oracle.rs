@@ -14,6 +14,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+/// Which columns a trigger is called for.
+type Columns = fn(&Name) -> Vec<String>;
 /// A trigger's cell.
 type Place = (Name, ShardId, AddedId);
 
@@ -38,7 +40,7 @@ struct Facts {
     /// Cells that have lain in a lane.
     parked: BTreeSet<Place>,
     /// What was appended, and which columns a trigger is called for.
-    log: Option<(Arc<MemoryLog>, fn(&Name) -> Vec<String>)>,
+    log: Option<(Arc<MemoryLog>, Columns)>,
     /// Columns of cells, as far as they were asked for.
     columns: BTreeMap<(ShardId, AddedId), String>,
     /// Calls under way and the last one started, by trigger, shard, row and epoch.
@@ -128,7 +130,7 @@ impl Oracle {
     }
 
     /// Where to see which column a cell has, and which columns a trigger is called for (none: all).
-    pub(super) fn watch(&self, log: Arc<MemoryLog>, columns: fn(&Name) -> Vec<String>) {
+    pub(super) fn watch(&self, log: Arc<MemoryLog>, columns: Columns) {
         self.facts.lock().unwrap().log = Some((log, columns));
     }
 

@@ -332,7 +332,7 @@ impl World {
                     .map(|_| {
                         ref_key += 1;
                         let row = rng.usize(..rows);
-                        let kind = if row % 17 == 0 { "poison" } else { "row" };
+                        let kind = if row.is_multiple_of(17) { "poison" } else { "row" };
                         let column = if rng.u8(..4) == 0 { "NOTE" } else { "BASE" };
                         let key = CellKey { row_key: format!("{kind}-{row}").into(), column: column.into(), ref_key };
                         NewCell { key, body: format!("{{\"n\":{ref_key}}}").into(), origin: None }
