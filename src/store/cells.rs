@@ -372,3 +372,98 @@ impl Drop for Batch<'_> {
         self.truncate(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cell::{CellKey, Consistency, Name, NewDatastore},
+        store::memory::MemoryLog,
+    };
+
+    fn datastore(shards: u32) -> (Arc<MemoryLog>, Cells) {
+        let log = Arc::new(MemoryLog::new(&NewDatastore { name: Name::new("trips").unwrap(), shards }));
+        (log.clone(), Cells::new(log))
+    }
+
+    fn cell(row: &str, ref_key: u64, body: &str) -> NewCell {
+        let key = CellKey { row_key: row.into(), column: "BASE".into(), ref_key };
+        NewCell { key, body: body.into(), origin: None }
+    }
+
+    fn placed(put: &Put) -> (u64, bool) {
+        let placed = put.as_ref().unwrap();
+        (placed.added_id.0, placed.new)
+    }
+
+    #[tokio::test]
+    async fn repeats_conflicts_and_refusals_are_answered_cell_by_cell() {
+        let (_, cells) = datastore(1);
+        let puts = cells
+            .put(vec![
+                cell("a", 1, "1"),
+                cell("", 1, "1"),
+                cell("a", 2, "{\"x\":1}"),
+                cell("a", 2, "{ \"x\": 1 }"),
+                cell("a", 1, "2"),
+            ])
+            .await;
+        assert_eq!(placed(&puts[0]), (1, true));
+        assert!(matches!(puts[1], Err(PutError::Refused(Refusal::RowKey(0)))));
+        assert_eq!(placed(&puts[2]), (2, true));
+        assert_eq!(placed(&puts[3]), (2, false), "an equal cell of the same call shares the answer");
+        assert!(matches!(&puts[4], Err(PutError::Conflict { existing }) if existing.cell.added_id == AddedId(1)));
+        assert_eq!(placed(&cells.put(vec![cell("a", 1, " 1 ")]).await[0]), (1, false));
+    }
+
+    #[tokio::test]
+    async fn many_callers_and_several_writers_share_one_dense_log() {
+        let (log, first) = datastore(1);
+        let second = Cells::new(log.clone());
+        let mut callers = tokio::task::JoinSet::new();
+        for caller in 0..20_u64 {
+            let cells = if caller % 2 == 0 { first.clone() } else { second.clone() };
+            callers.spawn(async move {
+                for round in 0..10_u64 {
+                    let batch = (0..15).map(|i| cell(&format!("r{i}"), caller * 1000 + round, "1")).collect();
+                    assert!(cells.put(batch).await.iter().all(Result::is_ok));
+                }
+            });
+        }
+        callers.join_all().await;
+        let segments = log.page(ShardId(0), AddedId(0), u32::MAX, Consistency::Strong).await.unwrap();
+        let mut next = AddedId(1);
+        for segment in &segments {
+            assert_eq!(segment.key().first(), next);
+            next = segment.last.next();
+        }
+        assert_eq!(next, AddedId(20 * 10 * 15 + 1));
+        assert!(segments.len() <= 20 * 10, "callers that wait go together: {} transactions", segments.len());
+        let heard = [first, second].map(|cells| *cells.tip(ShardId(0)).borrow());
+        assert_eq!(heard.into_iter().max(), Some(AddedId(3000)));
+    }
+
+    #[tokio::test]
+    async fn large_cells_are_split_into_segments_that_fit() {
+        let (log, cells) = datastore(1);
+        // Digits without a pattern, so that packing gains little.
+        let body = |seed| {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            format!("\"{}\"", (0..300_000).map(|_| rng.alphanumeric()).collect::<String>())
+        };
+        let puts = cells.put((0..8).map(|i| cell("r", i, &body(i))).collect()).await;
+        assert!(puts.iter().all(Result::is_ok));
+        let segments = log.page(ShardId(0), AddedId(0), u32::MAX, Consistency::Strong).await.unwrap();
+        assert!(segments.iter().all(|segment| segment.packed.len() <= segment::PACKED_MAX));
+        assert_eq!(segments.last().unwrap().last, AddedId(8));
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_takes_nothing_with_it() {
+        let (_, cells) = datastore(1);
+        let gone = tokio::time::timeout(Duration::ZERO, cells.put(vec![cell("a", 1, "1")]));
+        let _ = gone.await;
+        let puts = tokio::time::timeout(Duration::from_secs(30), cells.put(vec![cell("a", 2, "1")])).await;
+        assert!(puts.expect("the queue is not stuck").iter().all(Result::is_ok));
+    }
+}

@@ -310,3 +310,105 @@ pub async fn cells(log: &dyn Log, shard: ShardId, after: AddedId, limit: usize) 
     }
     Ok(answer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cell::{CellKey, Name, NewCell, NewDatastore},
+        store::{Cells as Store, memory::MemoryLog},
+        tail::at_time,
+    };
+    use std::sync::Arc;
+
+    const SHARD: ShardId = ShardId(0);
+
+    /// A log of segments of 1, 2, 3 … cells.
+    async fn log(segments: u64) -> Arc<MemoryLog> {
+        let log = Arc::new(MemoryLog::new(&NewDatastore { name: Name::new("trips").unwrap(), shards: 1 }));
+        let store = Store::new(log.clone());
+        let mut ref_key = 0;
+        for n in 1..=segments {
+            let mut cell = || {
+                ref_key += 1;
+                let key = CellKey { row_key: "r".into(), column: "BASE".into(), ref_key };
+                NewCell { key, body: "1".into(), origin: None }
+            };
+            let batch = (0..n).map(|_| cell()).collect();
+            assert!(store.put(batch).await.iter().all(Result::is_ok));
+        }
+        log
+    }
+
+    #[tokio::test]
+    async fn a_run_begins_in_the_middle_of_a_segment() {
+        let log = log(4).await;
+        let run = run(&*log, SHARD, AddedId(4), 10, AddedId(10)).await.unwrap();
+        assert_eq!(run.entries[0].range(), Some((AddedId(5), AddedId(6))));
+        assert_eq!(run.end(AddedId(4)), AddedId(10));
+    }
+
+    #[tokio::test]
+    async fn a_trimmed_hole_is_passed_and_an_unexplained_one_stops_the_shard() {
+        let log = log(4).await;
+        log.delete_segment(SHARD, AddedId(1)).await.unwrap();
+        log.delete_segment(SHARD, AddedId(3)).await.unwrap();
+        let error = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap_err();
+        assert!(matches!(error, TailError::Hole { first: AddedId(1), last: AddedId(3), .. }), "{error}");
+        assert!(log.raise_trim(SHARD, AddedId(1)).await.unwrap());
+        let part = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap();
+        assert_eq!(part.entries, [Entry::Trimmed { first: AddedId(1), last: AddedId(1) }], "as far as the trim goes");
+        assert!(log.raise_trim(SHARD, AddedId(3)).await.unwrap());
+        let whole = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap();
+        assert_eq!(whole.entries, [Entry::Trimmed { first: AddedId(1), last: AddedId(3) }]);
+        log.delete_segment(SHARD, AddedId(10)).await.unwrap();
+        let error = run(&*log, SHARD, AddedId(6), 10, AddedId(10)).await.unwrap_err();
+        assert!(
+            matches!(error, TailError::Hole { first: AddedId(7), last: AddedId(10), .. }),
+            "up to the tip: {error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_place_above_the_tip_and_an_empty_log_are_told_apart() {
+        let log = log(2).await;
+        assert_eq!(run(&*log, SHARD, AddedId(3), 10, AddedId(3)).await.unwrap(), Run::default());
+        let error = run(&*log, SHARD, AddedId(9), 10, AddedId(12)).await.unwrap_err();
+        assert!(matches!(error, TailError::AboveTip { tip: AddedId(3), .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn readers_go_on_where_they_ended() {
+        let log = log(5).await;
+        let mut all = Vec::new();
+        let mut next = AddedId(0);
+        loop {
+            let page = cells(&*log, SHARD, next, 4).await.unwrap();
+            if page.cells.is_empty() {
+                break;
+            }
+            assert!(page.cells.len() <= 4);
+            all.extend(page.cells.iter().map(|cell| cell.added_id.0));
+            next = page.next;
+        }
+        assert_eq!(all, (1..=15).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_is_found_by_bisection() {
+        crate::cell::clock::simulate(crate::cell::Millis(1000));
+        let log = Arc::new(MemoryLog::new(&NewDatastore { name: Name::new("trips").unwrap(), shards: 1 }));
+        let store = Store::new(log.clone());
+        for ref_key in 0..50 {
+            let key = CellKey { row_key: "r".into(), column: "BASE".into(), ref_key };
+            store.put(vec![NewCell { key, body: "1".into(), origin: None }; 1]).await[0].as_ref().unwrap();
+            tokio::time::advance(std::time::Duration::from_millis(10)).await;
+        }
+        for (time, expected) in
+            [(0, 0), (1000, 0), (1001, 1), (1010, 1), (1245, 25), (1490, 49), (1491, 50), (9999, 50)]
+        {
+            let place = at_time(&*log, SHARD, crate::cell::Millis(time)).await.unwrap();
+            assert_eq!(place, AddedId(expected), "at {time}");
+        }
+    }
+}
