@@ -11,6 +11,7 @@ mod ledger_triggers;
 mod local;
 mod log_append;
 mod log_read;
+mod opening;
 
 use cellhook::cell::{Ledger, Log, Name, NewDatastore};
 use cellhook::store::{Config, Durability, Store};

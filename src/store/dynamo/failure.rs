@@ -46,13 +46,12 @@ where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
     let kind = kind_of(access, &error);
-    let source: Box<dyn Error + Send + Sync> = match &error {
-        SdkError::ServiceError(told) => {
-            let (code, message) = (told.err().code(), told.err().message());
-            let code = code.map_or_else(|| format!("status {}", told.raw().status().as_u16()), str::to_owned);
-            Box::new(Told { code, message: message.unwrap_or("no message").to_owned() })
+    let told = error.as_service_error().and_then(|told| Some((told.code()?, told.message())));
+    let source: Box<dyn Error + Send + Sync> = match told {
+        Some((code, message)) => {
+            Box::new(Told { code: code.to_owned(), message: message.unwrap_or("no message").to_owned() })
         }
-        _ => Box::new(Untold { text: DisplayErrorContext(&error).to_string() }),
+        None => Box::new(Untold { text: DisplayErrorContext(&error).to_string() }),
     };
     StoreError { kind, table: table.to_owned(), operation, source: Some(source) }
 }
@@ -61,6 +60,8 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(access: Access, error: &Sd
     match error {
         SdkError::ServiceError(told) => match told.err().code() {
             Some(code) => kind_of_code(code),
+            // So the SDK tells of a success whose body it cannot read.
+            None if access == Access::Read && told.raw().status().is_success() => ErrorKind::Undecodable,
             None => ErrorKind::Unanswered,
         },
         SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => kind_of_chain(error),

@@ -6,5 +6,7 @@ mod ledger;
 mod log;
 mod open;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use open::{Made, OpenError, Store};

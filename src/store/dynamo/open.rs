@@ -135,8 +135,8 @@ impl Store {
                 let engine = Engine::open(&config.path, config.durability).await?;
                 let path = std::path::absolute(&config.path).unwrap_or_else(|_| config.path.clone());
                 let presence = Presence::of(&path);
-                let shared = if config.durability == Durability::Normal { ", durability normal" } else { "" };
-                let described = format!("{} (embedded, this host only{shared})", path.display());
+                let normal = if config.durability == Durability::Normal { ", durability normal" } else { "" };
+                let described = format!("{} (embedded, this host only{normal})", path.display());
                 Ok(Self { presence: Some(presence), ..Self::embedded(engine, prefix, described) })
             }
             Kind::Dynamodb => Self::aws(config).await,
@@ -180,6 +180,12 @@ impl Store {
             kind: Kind::Embedded,
             presence: None,
         }
+    }
+
+    /// A client, to bring about in tests what the traits cannot.
+    #[cfg(test)]
+    pub(super) fn raw(&self) -> &Client {
+        &self.data
     }
 
     async fn aws(config: &Config) -> Result<Self, OpenError> {
@@ -354,7 +360,7 @@ impl Store {
 }
 
 /// What holds for every client: no retries (ours know three outcomes), and an end to every attempt.
-fn ours(config: Builder, timeout: Duration) -> Builder {
+pub(super) fn ours(config: Builder, timeout: Duration) -> Builder {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .operation_attempt_timeout(timeout)

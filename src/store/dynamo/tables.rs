@@ -86,6 +86,12 @@ impl Table {
         Self { name: name.to_owned(), keys, probe }
     }
 
+    /// The same under another name.
+    #[cfg(test)]
+    pub(super) fn renamed(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
     /// Looks whether it is there.
     pub(crate) async fn look(&self, client: &Client) -> Result<Found, StoreError> {
         let get = client.get_item().table_name(&self.name).set_key(Some(self.probe.clone())).send().await;

@@ -254,3 +254,40 @@ impl HttpClient for Connector {
         SharedHttpConnector::new(self.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::execute::PANIC;
+    use super::*;
+
+    async fn ask(engine: &Engine, operation: Operation, body: &[u8]) -> Result<Reply, Trouble> {
+        let Mode::Threads(threads) = &engine.0 else { unreachable!() };
+        let queue = if operation.writes() { &threads.writes } else { &threads.reads };
+        let request = Request { operation, body: body.to_vec() };
+        queue.ask(Lane::Data, request, Instant::now() + Duration::from_secs(60)).await
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_engine_is_answered_and_the_file_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(&dir.path().join("a.db"), Durability::Full).await.unwrap();
+        let table = br#"{"TableName": "abc", "BillingMode": "PAY_PER_REQUEST",
+            "AttributeDefinitions": [{"AttributeName": "a", "AttributeType": "S"}],
+            "KeySchema": [{"AttributeName": "a", "KeyType": "HASH"}]}"#;
+        assert_eq!(ask(&engine, Operation::CreateTable, table).await.unwrap().status, 200);
+        let (put, get) = (
+            br#"{"TableName": "abc", "Item": {"a": {"S": "b"}}}"#,
+            br#"{"TableName": "abc", "Key": {"a": {"S": "b"}}}"#,
+        );
+        for _ in 0..3 {
+            for operation in [Operation::PutItem, Operation::GetItem] {
+                let trouble = ask(&engine, operation, PANIC).await.unwrap_err();
+                assert!(trouble.executed(), "nobody knows how far it came");
+                assert!(trouble.to_string().contains("panicked"), "{trouble}");
+            }
+            assert_eq!(ask(&engine, Operation::PutItem, put).await.unwrap().status, 200);
+            let got = ask(&engine, Operation::GetItem, get).await.unwrap();
+            assert!(String::from_utf8(got.body).unwrap().contains("Item"));
+        }
+    }
+}

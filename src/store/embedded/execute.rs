@@ -93,9 +93,18 @@ pub(super) enum Failure {
     Panicked(Trouble),
 }
 
+/// A body on which the engine panics, in tests.
+#[cfg(test)]
+pub(super) const PANIC: &[u8] = b"panic, please";
+
 /// Executes a request.
 pub(super) fn execute(database: &Database, request: &Request) -> Result<Reply, Failure> {
-    match catch_unwind(AssertUnwindSafe(|| call(database, request))) {
+    let call = || {
+        #[cfg(test)]
+        assert!(request.body != PANIC, "{}", String::from_utf8_lossy(PANIC));
+        call(database, request)
+    };
+    match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(body)) => Ok(Reply { status: 200, body }),
         Ok(Err(error)) => match trouble(&error) {
             Some(trouble) => Err(Failure::Trouble(trouble)),
