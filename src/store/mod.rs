@@ -2,10 +2,12 @@
 
 mod cells;
 mod config;
+mod dynamo;
+mod embedded;
 pub mod memory;
-mod presence;
 pub mod segment;
 
 pub use cells::{BATCH_MAX, Cells, Placed, PutError};
 pub use config::{Config, Durability, Kind};
-pub use presence::Presence;
+pub use dynamo::{Made, OpenError, Store};
+pub use embedded::{FileError, Held, Presence};

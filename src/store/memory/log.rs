@@ -1,8 +1,8 @@
 //! One datastore in memory.
 
 use crate::cell::{
-    AddedId, Cell, CellKey, Commit, Committed, Consistency, Datastore, Incarnation, Log, NewDatastore, Out, Segment,
-    SegmentKey, Settled, ShardId, StoredCell, Tip,
+    AddedId, Cell, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, NewCell,
+    NewDatastore, Out, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
 };
 use std::{
     collections::BTreeMap,
@@ -50,6 +50,7 @@ impl Tables {
         let existing: Vec<_> = existing.filter_map(|(i, cell)| Some((i, self.cells.get(&cell.key)?.clone()))).collect();
         let segment = self.log.contains_key(&(commit.shard, after.tip));
         if wrong_tip || segment || !existing.is_empty() {
+            let segment = segment && !wrong_tip;
             return Committed::Refused { tip: wrong_tip.then_some(tip), cells: existing, segment };
         }
         // The tip item keeps its own `trimmed_to`: a trim may have raised it since the writer looked.
@@ -83,12 +84,27 @@ impl Tables {
     }
 }
 
+/// The limits of DynamoDB: 100 actions and 4 MB a transaction, 400 KB an item.
+fn exceeds_limits(commit: &Commit) -> bool {
+    const ITEM_MAX: usize = 400 * 1024;
+    // Names and numbers of the other attributes.
+    const REST: usize = 100;
+    let size = |cell: &NewCell| cell.key.row_key.len() + cell.key.column.len() + cell.body.len() + REST;
+    let sizes = commit.cells.iter().map(size).chain([commit.packed.len() + REST]);
+    commit.cells.len() + 2 > 100 || sizes.clone().any(|size| size > ITEM_MAX) || sizes.sum::<usize>() > 4 << 20
+}
+
 impl Log for MemoryLog {
     fn datastore(&self) -> &Datastore {
         &self.datastore
     }
 
     fn commit(&self, commit: Commit) -> Out<'_, Committed> {
+        if exceeds_limits(&commit) {
+            let table = self.datastore.name.to_string();
+            let error = StoreError { kind: ErrorKind::Invalid, table, operation: "TransactWriteItems", source: None };
+            return Box::pin(std::future::ready(Err(error)));
+        }
         ready(self.tables().commit(commit))
     }
 

@@ -1,0 +1,262 @@
+//! From what the SDK says to what follows from it: one function, and the look into a refused transaction.
+
+use super::items::{Impossible, Item};
+use crate::cell::{ErrorKind, StoreError};
+use crate::store::embedded::Trouble;
+use aws_sdk_dynamodb::{
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    operation::transact_write_items::TransactWriteItemsError,
+    types::CancellationReason,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use std::error::Error;
+
+/// Whether a request changes anything: decides what an answer that cannot be used means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// It was a read.
+    Read,
+    /// It was a write.
+    Write,
+}
+
+/// An error that the service named.
+#[derive(Debug, thiserror::Error)]
+#[error("{code}: {message}")]
+struct Told {
+    code: String,
+    message: String,
+}
+
+/// An error for which there is no answer of the service.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Untold {
+    text: String,
+}
+
+/// The error of a request to `table`.
+pub(crate) fn failed<E>(
+    access: Access,
+    table: &str,
+    operation: &'static str,
+    error: SdkError<E, HttpResponse>,
+) -> StoreError
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    let kind = kind_of(access, &error);
+    let told = error.as_service_error().and_then(|told| Some((told.code()?, told.message())));
+    let source: Box<dyn Error + Send + Sync> = match told {
+        Some((code, message)) => {
+            Box::new(Told { code: code.to_owned(), message: message.unwrap_or("no message").to_owned() })
+        }
+        None => Box::new(Untold { text: DisplayErrorContext(&error).to_string() }),
+    };
+    StoreError { kind, table: table.to_owned(), operation, source: Some(source) }
+}
+
+fn kind_of<E: ProvideErrorMetadata + Error + 'static>(access: Access, error: &SdkError<E, HttpResponse>) -> ErrorKind {
+    match error {
+        SdkError::ServiceError(told) => match told.err().code() {
+            Some(code) => kind_of_code(code),
+            // So the SDK tells of a success whose body it cannot read.
+            None if access == Access::Read && told.raw().status().is_success() => ErrorKind::Undecodable,
+            None => ErrorKind::Unanswered,
+        },
+        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => kind_of_chain(error),
+        SdkError::ResponseError(answer) if access == Access::Read && answer.raw().status().as_u16() < 500 => {
+            ErrorKind::Undecodable
+        }
+        _ => ErrorKind::Unanswered,
+    }
+}
+
+/// What a request that got no answer died of, by the errors behind the error.
+fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(trouble) = error.downcast_ref::<Trouble>() {
+            return if trouble.executed() { ErrorKind::Unanswered } else { ErrorKind::Broken };
+        }
+        // The SDK gives the type of this error no name that we could ask for.
+        if error.to_string().contains("credential") {
+            return ErrorKind::Credentials;
+        }
+        next = error.source();
+    }
+    ErrorKind::Unanswered
+}
+
+/// A code that we do not know counts as no answer: that is looked at again, and no cell is refused for it.
+fn kind_of_code(code: &str) -> ErrorKind {
+    match code {
+        "ProvisionedThroughputExceededException"
+        | "ProvisionedThroughputExceeded"
+        | "ThrottlingException"
+        | "ThrottlingError"
+        | "Throttling"
+        | "RequestLimitExceeded"
+        | "LimitExceededException" => ErrorKind::Throttled,
+        "TransactionConflictException"
+        | "TransactionConflict"
+        | "TransactionInProgressException"
+        | "ReplicatedWriteConflictException" => ErrorKind::Conflict,
+        "ValidationException"
+        | "ValidationError"
+        | "SerializationException"
+        | "ItemCollectionSizeLimitExceededException"
+        | "ItemCollectionSizeLimitExceeded"
+        | "IdempotentParameterMismatchException" => ErrorKind::Invalid,
+        "ResourceNotFoundException" => ErrorKind::MissingTable,
+        "AccessDeniedException" | "AccessDenied" | "OptInRequired" => ErrorKind::Denied,
+        "UnrecognizedClientException"
+        | "ExpiredTokenException"
+        | "ExpiredToken"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "IncompleteSignatureException"
+        | "IncompleteSignature"
+        | "MissingAuthenticationTokenException"
+        | "MissingAuthenticationToken" => ErrorKind::Credentials,
+        _ => ErrorKind::Unanswered,
+    }
+}
+
+/// A read whose answer holds an impossible record.
+pub(crate) fn undecodable(table: &str, operation: &'static str, why: Impossible) -> StoreError {
+    StoreError { kind: ErrorKind::Undecodable, table: table.to_owned(), operation, source: Some(Box::new(why)) }
+}
+
+/// A write that was applied, to a record that turns out to be impossible: the caller must not take it for one that
+/// was not applied.
+pub(crate) fn unreadable_after(table: &str, operation: &'static str, why: Impossible) -> StoreError {
+    StoreError { kind: ErrorKind::Unanswered, ..undecodable(table, operation, why) }
+}
+
+/// The item behind one refused action of a transaction.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// The action's condition held, or it was not looked at.
+    None,
+    /// Its condition failed, on this item, or on there being none.
+    Refused(Option<Item>),
+}
+
+/// The reasons of a transaction in which at least one condition failed, by action; any other failure is an error.
+pub(crate) fn refused_transaction(
+    table: &str,
+    error: SdkError<TransactWriteItemsError, HttpResponse>,
+) -> Result<Vec<Reason>, StoreError> {
+    const OPERATION: &str = "TransactWriteItems";
+    let canceled = match error.as_service_error() {
+        Some(TransactWriteItemsError::TransactionCanceledException(canceled)) => canceled.cancellation_reasons(),
+        _ => return Err(failed(Access::Write, table, OPERATION, error)),
+    };
+    let code = |reason: &CancellationReason| reason.code().unwrap_or("None").to_owned();
+    let is_condition = |reason: &&CancellationReason| reason.code() == Some("ConditionalCheckFailed");
+    if canceled.iter().any(|reason| is_condition(&reason)) {
+        let reason = |reason: &CancellationReason| match is_condition(&reason) {
+            true => Reason::Refused(reason.item().cloned()),
+            false => Reason::None,
+        };
+        return Ok(canceled.iter().map(reason).collect());
+    }
+    // What never passes outweighs what may: throttled and invalid is invalid.
+    let rank = |kind: &ErrorKind| match kind {
+        ErrorKind::Invalid => 3,
+        ErrorKind::Denied => 2,
+        ErrorKind::Unanswered => 0,
+        _ => 1,
+    };
+    let kinds = canceled.iter().map(code).filter(|code| code != "None").map(|code| kind_of_code(&code));
+    let kind = kinds.max_by_key(rank).unwrap_or(ErrorKind::Unanswered);
+    let message: Vec<String> = canceled
+        .iter()
+        .enumerate()
+        .filter(|(_, reason)| code(reason) != "None")
+        .map(|(at, reason)| format!("action {at}: {}: {}", code(reason), reason.message().unwrap_or("no message")))
+        .collect();
+    let told = Told { code: "TransactionCanceledException".into(), message: message.join("; ") };
+    Err(StoreError { kind, table: table.to_owned(), operation: OPERATION, source: Some(Box::new(told)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_sdk_dynamodb::{
+        error::{ConnectorError, ErrorMetadata},
+        operation::{get_item::GetItemError, transact_write_items::TransactWriteItemsError as Transact},
+        types::{AttributeValue, error::TransactionCanceledException},
+    };
+    use aws_smithy_types::body::SdkBody;
+
+    fn response(status: u16) -> HttpResponse {
+        HttpResponse::new(status.try_into().unwrap(), SdkBody::empty())
+    }
+
+    fn told(code: &str) -> SdkError<GetItemError, HttpResponse> {
+        let meta = ErrorMetadata::builder().code(code).message("why").build();
+        SdkError::service_error(GetItemError::generic(meta), response(400))
+    }
+
+    #[test]
+    fn a_named_error_is_what_its_name_says() {
+        for (code, kind) in [
+            ("ThrottlingException", ErrorKind::Throttled),
+            ("TransactionConflictException", ErrorKind::Conflict),
+            ("ValidationException", ErrorKind::Invalid),
+            ("ResourceNotFoundException", ErrorKind::MissingTable),
+            ("AccessDeniedException", ErrorKind::Denied),
+            ("ExpiredTokenException", ErrorKind::Credentials),
+            ("InternalServerError", ErrorKind::Unanswered),
+            ("SomethingNew", ErrorKind::Unanswered),
+        ] {
+            let error = failed(Access::Read, "x.cells", "GetItem", told(code));
+            assert_eq!(error.kind, kind, "{code}");
+            assert_eq!(error.source().unwrap().to_string(), format!("{code}: why"));
+        }
+    }
+
+    #[test]
+    fn a_silent_failure_leaves_a_write_open() {
+        let kind = |access, error| failed::<GetItemError>(access, "t", "GetItem", error).kind;
+        let timeout = || SdkError::timeout_error("slow");
+        assert_eq!(kind(Access::Write, timeout()), ErrorKind::Unanswered);
+        let refused = SdkError::dispatch_failure(ConnectorError::io("connection refused".into()));
+        assert_eq!(kind(Access::Write, refused), ErrorKind::Unanswered);
+        let garbled = |status| SdkError::response_error("no JSON", response(status));
+        assert_eq!(kind(Access::Write, garbled(200)), ErrorKind::Unanswered);
+        assert_eq!(kind(Access::Read, garbled(200)), ErrorKind::Undecodable);
+        assert_eq!(kind(Access::Read, garbled(503)), ErrorKind::Unanswered);
+        let nobody = ConnectorError::other("the credential provider was not enabled".into(), None);
+        assert_eq!(kind(Access::Write, SdkError::dispatch_failure(nobody)), ErrorKind::Credentials);
+        let never = ConnectorError::other(Trouble::not_executed("disk full").into(), None);
+        assert_eq!(kind(Access::Write, SdkError::dispatch_failure(never)), ErrorKind::Broken);
+    }
+
+    fn canceled(codes: &[&str]) -> SdkError<Transact, HttpResponse> {
+        let reason = |code: &&str| {
+            let item = (*code == "ConditionalCheckFailed").then(|| [("a".to_owned(), AttributeValue::Bool(true))]);
+            CancellationReason::builder().code(*code).set_item(item.map(Into::into)).build()
+        };
+        let canceled = TransactionCanceledException::builder()
+            .set_cancellation_reasons(Some(codes.iter().map(reason).collect()))
+            .build();
+        SdkError::service_error(Transact::TransactionCanceledException(canceled), response(400))
+    }
+
+    #[test]
+    fn a_canceled_transaction_is_refused_or_failed() {
+        let reasons = refused_transaction("t", canceled(&["None", "ConditionalCheckFailed"])).unwrap();
+        assert!(matches!(&reasons[..], [Reason::None, Reason::Refused(Some(_))]));
+        let mixed = refused_transaction("t", canceled(&["TransactionConflict", "ConditionalCheckFailed"]));
+        assert!(matches!(&mixed.unwrap()[..], [Reason::None, Reason::Refused(_)]), "what is known is told");
+
+        let kind = |codes: &[&str]| refused_transaction("t", canceled(codes)).unwrap_err().kind;
+        assert_eq!(kind(&["None", "TransactionConflict"]), ErrorKind::Conflict);
+        assert_eq!(kind(&["ThrottlingError", "None"]), ErrorKind::Throttled);
+        assert_eq!(kind(&["ThrottlingError", "ValidationError"]), ErrorKind::Invalid);
+        assert_eq!(kind(&["None"]), ErrorKind::Unanswered);
+    }
+}

@@ -1,0 +1,348 @@
+//! The trait `Log` over the tables of a datastore.
+
+use super::failure::{Access, Reason, failed, refused_transaction, undecodable};
+use super::items::{self, Item, n, s};
+use super::tables::DatastoreTables;
+use crate::cell::{
+    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Log, Out, Segment, SegmentKey, Settled,
+    ShardId, StoreError, StoredCell, Tip,
+};
+use aws_sdk_dynamodb::{
+    Client,
+    error::SdkError,
+    operation::{query::builders::QueryFluentBuilder, transact_get_items::TransactGetItemsError},
+    types::{Get, Put, ReturnValuesOnConditionCheckFailure, TransactGetItem, TransactWriteItem, Update},
+};
+
+/// Items a `Query` asks for at most; the answer ends at 1 MB anyway.
+pub(super) const QUERY_LIMIT: i32 = 1000;
+/// Pages that one call follows at most: far above anything that the tables can hold.
+pub(super) const PAGES_MAX: usize = 10_000;
+
+/// The cells of one datastore in DynamoDB.
+pub(super) struct DynamoLog {
+    client: Client,
+    tables: DatastoreTables,
+    datastore: Datastore,
+}
+
+impl DynamoLog {
+    pub(super) fn new(client: Client, tables: DatastoreTables, datastore: Datastore) -> Self {
+        Self { client, tables, datastore }
+    }
+
+    fn tip_key(&self, shard: ShardId) -> Item {
+        items::tip_key(self.datastore.bucket(shard), shard)
+    }
+
+    fn decode_tip(&self, shard: ShardId, item: Item, operation: &'static str) -> Result<Tip, StoreError> {
+        items::tip(self.datastore.bucket(shard), item).map_err(|why| undecodable(&self.tables.tips, operation, why))
+    }
+
+    fn decode_cell(&self, item: Item, operation: &'static str) -> Result<StoredCell, StoreError> {
+        items::cell(item).map_err(|why| undecodable(&self.tables.cells, operation, why))
+    }
+
+    fn segments_above(&self, shard: ShardId, after: AddedId, limit: u32) -> QueryFluentBuilder {
+        self.client
+            .query()
+            .table_name(&self.tables.log)
+            .key_condition_expression("#shard = :shard AND #last > :after")
+            .expression_attribute_names("#shard", "shard")
+            .expression_attribute_names("#last", "last")
+            .expression_attribute_values(":shard", n(shard))
+            .expression_attribute_values(":after", n(after))
+            .limit(i32::try_from(limit).map_or(QUERY_LIMIT, |limit| limit.clamp(1, QUERY_LIMIT)))
+    }
+
+    /// The three kinds of action of an append, in the order in which [`refusal`](Self::refusal) reads them.
+    fn actions(&self, commit: &Commit) -> Result<Vec<TransactWriteItem>, StoreError> {
+        if commit.cells.is_empty() {
+            let source = Some("an append without cells".into());
+            let table = self.tables.log.clone();
+            return Err(StoreError { kind: ErrorKind::Invalid, table, operation: "TransactWriteItems", source });
+        }
+        let after = commit.tip_after();
+        let mut tip = Update::builder()
+            .table_name(&self.tables.tips)
+            .set_key(Some(self.tip_key(commit.shard)))
+            .expression_attribute_names("#tip", "tip")
+            .expression_attribute_names("#at", "created_at")
+            .expression_attribute_values(":new", n(after.tip))
+            .expression_attribute_values(":at", n(after.created_at))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        tip = match &commit.tip {
+            Some(old) => tip
+                .update_expression("SET #tip = :new, #at = :at")
+                .condition_expression("#tip = :old")
+                .expression_attribute_values(":old", n(old.tip)),
+            None => tip
+                .update_expression("SET #tip = :new, #at = :at, #trimmed = :none")
+                .condition_expression("attribute_not_exists(#tip)")
+                .expression_attribute_names("#trimmed", "trimmed_to")
+                .expression_attribute_values(":none", n(0)),
+        };
+        let cells = u32::try_from(commit.cells.len()).unwrap_or(u32::MAX);
+        let segment =
+            Segment { last: after.tip, n: cells, packed: commit.packed.clone(), created_at: commit.created_at };
+        let first = after.tip.0 - u64::from(cells);
+        let mut actions = vec![
+            TransactWriteItem::builder().update(self.built(tip.build())?).build(),
+            self.put_if_absent(&self.tables.log, "last", items::segment_item(commit.shard, segment))?,
+        ];
+        for (place, cell) in (first + 1..).zip(&commit.cells) {
+            let item = items::cell_item(cell, commit.shard, AddedId(place), commit.created_at);
+            actions.push(self.put_if_absent(&self.tables.cells, "cell", item)?);
+        }
+        Ok(actions)
+    }
+
+    fn put_if_absent(&self, table: &str, key: &str, item: Item) -> Result<TransactWriteItem, StoreError> {
+        let put = Put::builder()
+            .table_name(table)
+            .set_item(Some(item))
+            .condition_expression("attribute_not_exists(#key)")
+            .expression_attribute_names("#key", key)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        Ok(TransactWriteItem::builder().put(self.built(put.build())?).build())
+    }
+
+    fn built<T>(&self, built: Result<T, aws_sdk_dynamodb::error::BuildError>) -> Result<T, StoreError> {
+        built.map_err(|error| unbuilt(&self.tables.log, error))
+    }
+
+    fn refusal(&self, commit: &Commit, reasons: Vec<Reason>) -> Result<Committed, StoreError> {
+        const OPERATION: &str = "TransactWriteItems";
+        let mut reasons = reasons.into_iter();
+        let tip = match reasons.next() {
+            Some(Reason::Refused(Some(item))) => Some(Some(self.decode_tip(commit.shard, item, OPERATION)?)),
+            Some(Reason::Refused(None)) => Some(None),
+            _ => None,
+        };
+        // Behind another tip a segment may well lie there: the other writer's.
+        let segment = matches!(reasons.next(), Some(Reason::Refused(_))) && tip.is_none();
+        let mut cells = Vec::new();
+        for (index, reason) in reasons.enumerate() {
+            if let Reason::Refused(Some(item)) = reason {
+                cells.push((index, self.decode_cell(item, OPERATION)?));
+            }
+        }
+        Ok(Committed::Refused { tip, cells, segment })
+    }
+}
+
+/// A request that lacks a part: a limit of the store that the caller's values broke.
+pub(super) fn unbuilt(table: &str, error: aws_sdk_dynamodb::error::BuildError) -> StoreError {
+    let source = Some(error.into());
+    StoreError { kind: ErrorKind::Invalid, table: table.to_owned(), operation: "TransactWriteItems", source }
+}
+
+/// Follows the pages of a query until `enough` items are there (the last page may bring more) or none is left.
+pub(super) async fn follow(table: &str, query: QueryFluentBuilder, enough: usize) -> Result<Vec<Item>, StoreError> {
+    let mut found = Vec::new();
+    let mut start = None;
+    for _ in 0..PAGES_MAX {
+        let answer = query.clone().set_exclusive_start_key(start).send().await;
+        let answer = answer.map_err(|error| failed(Access::Read, table, "Query", error))?;
+        found.extend(answer.items.unwrap_or_default());
+        start = answer.last_evaluated_key;
+        if start.is_none() || found.len() >= enough {
+            return Ok(found);
+        }
+    }
+    let source = Some(format!("more than {PAGES_MAX} pages").into());
+    Err(StoreError { kind: ErrorKind::Undecodable, table: table.to_owned(), operation: "Query", source })
+}
+
+impl Log for DynamoLog {
+    fn datastore(&self) -> &Datastore {
+        &self.datastore
+    }
+
+    fn commit(&self, commit: Commit) -> Out<'_, Committed> {
+        Box::pin(async move {
+            let actions = self.actions(&commit)?;
+            match self.client.transact_write_items().set_transact_items(Some(actions)).send().await {
+                Ok(_) => Ok(Committed::Accepted),
+                Err(error) => self.refusal(&commit, refused_transaction(&self.tables.log, error)?),
+            }
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a CellKey) -> Out<'a, Option<StoredCell>> {
+        Box::pin(async move {
+            let get = self.client.get_item().table_name(&self.tables.cells).set_key(Some(items::cell_key(key)));
+            let answer = get.consistent_read(true).send().await;
+            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.cells, "GetItem", error))?;
+            answer.item.map(|item| self.decode_cell(item, "GetItem")).transpose()
+        })
+    }
+
+    fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>> {
+        Box::pin(async move {
+            let query = self
+                .client
+                .query()
+                .table_name(&self.tables.cells)
+                .key_condition_expression("#row = :row AND #cell BETWEEN :low AND :high")
+                .expression_attribute_names("#row", "row_key")
+                .expression_attribute_names("#cell", "cell")
+                .expression_attribute_values(":row", s(row_key))
+                .expression_attribute_values(":low", s(format!("{column}#{}", "0".repeat(20))))
+                .expression_attribute_values(":high", s(format!("{column}#{}", "9".repeat(20))))
+                .scan_index_forward(false)
+                .consistent_read(true)
+                .limit(1);
+            let found = follow(&self.tables.cells, query, 1).await?.pop();
+            found.map(|item| self.decode_cell(item, "Query")).transpose()
+        })
+    }
+
+    fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>> {
+        Box::pin(async move {
+            let page = i32::try_from(limit).map_or(QUERY_LIMIT, |limit| limit.clamp(1, QUERY_LIMIT));
+            let query = self
+                .client
+                .query()
+                .table_name(&self.tables.cells)
+                .key_condition_expression("#row = :row")
+                .expression_attribute_names("#row", "row_key")
+                .expression_attribute_values(":row", s(row_key))
+                .consistent_read(true)
+                .limit(page);
+            let found = follow(&self.tables.cells, query, limit).await?;
+            found.into_iter().take(limit).map(|item| self.decode_cell(item, "Query")).collect()
+        })
+    }
+
+    fn page(&self, shard: ShardId, after: AddedId, limit: u32, consistency: Consistency) -> Out<'_, Vec<Segment>> {
+        Box::pin(async move {
+            let query = self.segments_above(shard, after, limit).consistent_read(consistency == Consistency::Strong);
+            let found = follow(&self.tables.log, query, 1).await?;
+            let decode = |item| items::segment(shard, item);
+            let found: Result<Vec<_>, _> = found.into_iter().map(decode).collect();
+            found.map_err(|why| undecodable(&self.tables.log, "Query", why))
+        })
+    }
+
+    fn keys(&self, shard: ShardId, after: AddedId, limit: u32) -> Out<'_, Vec<SegmentKey>> {
+        Box::pin(async move {
+            let [shard_, last, cells] = items::SEGMENT_KEY_ATTRIBUTES;
+            let query = self
+                .segments_above(shard, after, limit)
+                .projection_expression("#shard, #last, #n")
+                .expression_attribute_names("#shard", shard_)
+                .expression_attribute_names("#last", last)
+                .expression_attribute_names("#n", cells)
+                .consistent_read(true);
+            let found = follow(&self.tables.log, query, 1).await?;
+            let decode = |item| items::segment_key_only(shard, item);
+            let found: Result<Vec<_>, _> = found.into_iter().map(decode).collect();
+            found.map_err(|why| undecodable(&self.tables.log, "Query", why))
+        })
+    }
+
+    fn segment(&self, shard: ShardId, last: AddedId) -> Out<'_, Option<Segment>> {
+        Box::pin(async move {
+            let key = items::segment_key(shard, last);
+            let get = self.client.get_item().table_name(&self.tables.log).set_key(Some(key)).consistent_read(true);
+            let answer = get.send().await;
+            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.log, "GetItem", error))?;
+            let found = answer.item.map(|item| items::segment(shard, item)).transpose();
+            found.map_err(|why| undecodable(&self.tables.log, "GetItem", why))
+        })
+    }
+
+    fn settle(&self, shard: ShardId, last: AddedId) -> Out<'_, Settled> {
+        const OPERATION: &str = "TransactGetItems";
+        Box::pin(async move {
+            let get = |table: &str, key| {
+                let get = Get::builder().table_name(table).set_key(Some(key)).build();
+                self.built(get).map(|get| TransactGetItem::builder().get(get).build())
+            };
+            let segment = get(&self.tables.log, items::segment_key(shard, last))?;
+            let tip = get(&self.tables.tips, self.tip_key(shard))?;
+            let read = self.client.transact_get_items().transact_items(segment).transact_items(tip);
+            let answer = read.send().await.map_err(|error| self.unsettled(error))?;
+            let mut found = answer.responses.unwrap_or_default().into_iter().map(|one| one.item);
+            let (segment, tip) = (found.next().flatten(), found.next().flatten());
+            let segment = segment.map(|item| items::segment(shard, item)).transpose();
+            Ok(Settled {
+                segment: segment.map_err(|why| undecodable(&self.tables.log, OPERATION, why))?,
+                tip: tip.map(|item| self.decode_tip(shard, item, OPERATION)).transpose()?,
+            })
+        })
+    }
+
+    fn tips(&self, bucket: u32, consistency: Consistency) -> Out<'_, Vec<Tip>> {
+        Box::pin(async move {
+            let query = self
+                .client
+                .query()
+                .table_name(&self.tables.tips)
+                .key_condition_expression("#bucket = :bucket")
+                .expression_attribute_names("#bucket", "bucket")
+                .expression_attribute_values(":bucket", n(bucket))
+                .consistent_read(consistency == Consistency::Strong)
+                .limit(QUERY_LIMIT);
+            let found = follow(&self.tables.tips, query, usize::MAX).await?;
+            let found: Result<Vec<_>, _> = found.into_iter().map(|item| items::tip(bucket, item)).collect();
+            found.map_err(|why| undecodable(&self.tables.tips, "Query", why))
+        })
+    }
+
+    fn tip(&self, shard: ShardId) -> Out<'_, Option<Tip>> {
+        Box::pin(async move {
+            let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(self.tip_key(shard)));
+            let answer = get.consistent_read(true).send().await;
+            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.tips, "GetItem", error))?;
+            answer.item.map(|item| self.decode_tip(shard, item, "GetItem")).transpose()
+        })
+    }
+
+    fn raise_trim(&self, shard: ShardId, to: AddedId) -> Out<'_, bool> {
+        Box::pin(async move {
+            let update = self
+                .client
+                .update_item()
+                .table_name(&self.tables.tips)
+                .set_key(Some(self.tip_key(shard)))
+                .update_expression("SET #trimmed = :to")
+                .condition_expression("#trimmed < :to AND #tip >= :to")
+                .expression_attribute_names("#trimmed", "trimmed_to")
+                .expression_attribute_names("#tip", "tip")
+                .expression_attribute_values(":to", n(to));
+            match update.send().await {
+                Ok(_) => Ok(true),
+                Err(SdkError::ServiceError(told)) if told.err().is_conditional_check_failed_exception() => Ok(false),
+                Err(error) => Err(failed(Access::Write, &self.tables.tips, "UpdateItem", error)),
+            }
+        })
+    }
+
+    fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
+        Box::pin(async move {
+            let delete = self.client.delete_item().table_name(&self.tables.log);
+            let answer = delete.set_key(Some(items::segment_key(shard, last))).send().await;
+            answer.map_err(|error| failed(Access::Write, &self.tables.log, "DeleteItem", error))?;
+            Ok(())
+        })
+    }
+}
+
+impl DynamoLog {
+    /// A transaction of reads is cancelled by a write under way to one of its items.
+    fn unsettled(
+        &self,
+        error: SdkError<TransactGetItemsError, aws_smithy_runtime_api::client::orchestrator::HttpResponse>,
+    ) -> StoreError {
+        let conflict = match error.as_service_error() {
+            Some(TransactGetItemsError::TransactionCanceledException(canceled)) => {
+                canceled.cancellation_reasons().iter().any(|reason| reason.code() == Some("TransactionConflict"))
+            }
+            _ => false,
+        };
+        let error = failed(Access::Read, &self.tables.log, "TransactGetItems", error);
+        if conflict { StoreError { kind: ErrorKind::Conflict, ..error } } else { error }
+    }
+}

@@ -1,0 +1,70 @@
+//! `Store`: what `init` makes, and what opening refuses; on the embedded store and on DynamoDB Local.
+
+use super::local::Server;
+use cellhook::cell::{ErrorKind, Name, NewDatastore};
+use cellhook::store::{Config, Kind, OpenError, Store};
+
+fn new(name: &str, shards: u32) -> NewDatastore {
+    NewDatastore { name: Name::new(name).unwrap(), shards }
+}
+
+async fn holds(store: &Store, prefix: &str) {
+    let name = Name::new("trips").unwrap();
+    let tables = ["cells", "log", "tips"].map(|table| format!("{prefix}trips.{table}"));
+    let error = store.datastore(&name, None).await.err().unwrap();
+    let OpenError::MissingTables { tables: missing, .. } = &error else { panic!("{error}") };
+    assert_eq!(*missing, tables, "all that is missing is named");
+    assert!(error.to_string().contains("cellhook init"), "{error}");
+
+    for shards in [0, 65_537] {
+        let error = store.init_datastore(&new("trips", shards)).await.err().unwrap();
+        assert!(matches!(error, OpenError::ShardsOutOfRange(_)), "{error}");
+    }
+    let made = store.init_datastore(&new("trips", 12)).await.unwrap();
+    assert_eq!((&made.tables[..], made.new, made.datastore.shards), (&tables[..], true, 12));
+    let again = store.init_datastore(&new("trips", 12)).await.unwrap();
+    assert_eq!((again.tables.len(), again.new, &again.datastore), (0, false, &made.datastore), "nothing twice");
+    assert_eq!(*store.datastore(&name, None).await.unwrap().datastore(), made.datastore);
+    assert_eq!(store.datastore(&name, Some(12)).await.unwrap().datastore().shards, 12);
+
+    let other = store.init_datastore(&new("trips", 13)).await.err().unwrap();
+    assert!(matches!(other, OpenError::Shards { found: 12, expected: 13, .. }), "{other}");
+    let other = store.datastore(&name, Some(64)).await.err().unwrap();
+    assert!(matches!(other, OpenError::Shards { found: 12, expected: 64, .. }), "{other}");
+    assert!(other.to_string().contains("datastores.trips.shards = 12"), "{other}");
+
+    let second = store.init_datastore(&new("rides", 1)).await.unwrap();
+    assert_ne!(second.datastore.incarnation, made.datastore.incarnation);
+
+    let error = store.ledger(&name).await.err().unwrap();
+    let tables = ["control", "parked"].map(|table| format!("{prefix}trips.{table}"));
+    let OpenError::MissingTables { tables: missing, .. } = &error else { panic!("{error}") };
+    assert_eq!(*missing, tables, "a group may have a datastore's name");
+    assert_eq!(store.init_group(&name).await.unwrap(), tables);
+    assert_eq!(store.init_group(&name).await.unwrap(), [""; 0]);
+    assert!(store.ledger(&name).await.unwrap().sessions().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_embedded_store_is_made_and_opened() {
+    holds(&Store::inline().unwrap(), "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dynamodb_local_is_made_and_opened() {
+    let Some(server) = Server::start().await else { return };
+    let config = server.config();
+    holds(&Store::open(&config).await.unwrap(), &config.table_prefix).await;
+}
+
+#[tokio::test]
+async fn an_endpoint_where_nobody_listens_is_an_error_that_names_table_and_operation() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = Config { kind: Kind::Dynamodb, endpoint: Some(format!("http://{nobody}")), ..Config::default() };
+    let store = Store::open(&config).await.unwrap();
+    let error = store.datastore(&Name::new("trips").unwrap(), None).await.err().unwrap();
+    let OpenError::Store(error) = error else { panic!("{error}") };
+    assert_eq!(error.kind, ErrorKind::Unanswered);
+    assert_eq!((&*error.table, error.operation), ("trips.cells", "GetItem"));
+    assert!(store.describe().contains(&nobody.to_string()));
+}
