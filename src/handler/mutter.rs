@@ -1,0 +1,91 @@
+//! What a process says on its standard error: it goes to the log, line by line, under the name of the process, as much
+//! as a log can bear.
+
+use super::lines::{Line, Lines, excerpt};
+use std::{convert::Infallible, sync::Arc, time::Duration};
+use tokio::{
+    process::ChildStderr,
+    time::{Instant, timeout},
+};
+use tracing::{info, warn};
+
+/// Longest line that is logged, in bytes; the rest of it is not.
+const LINE_MAX: usize = 2048;
+/// Lines that are logged in one [`WINDOW`]; the others are counted.
+const LINES_MAX: u32 = 200;
+/// See [`LINES_MAX`].
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// A process's standard error.
+pub(super) struct Mutter {
+    name: Arc<str>,
+    /// `None` after its end.
+    pipe: Option<ChildStderr>,
+    lines: Lines,
+    last: Option<String>,
+    /// When the window began, and the lines in it.
+    window: (Instant, u32),
+    left_out: u64,
+}
+
+impl Mutter {
+    pub(super) fn new(name: Arc<str>, pipe: ChildStderr) -> Self {
+        let window = (Instant::now(), 0);
+        Self { name, pipe: Some(pipe), lines: Lines::new(LINE_MAX), last: None, window, left_out: 0 }
+    }
+
+    /// Logs what comes, for ever. Loses nothing when dropped.
+    pub(super) async fn log(&mut self) -> Infallible {
+        self.log_to_end().await;
+        std::future::pending().await
+    }
+
+    async fn log_to_end(&mut self) {
+        while let Some(pipe) = &mut self.pipe {
+            let more = self.lines.fill(pipe).await.is_ok_and(|n| n > 0);
+            while let Some(line) = self.lines.next() {
+                let (Line::Whole(line) | Line::Cut(line)) = line;
+                let line = excerpt(line, LINE_MAX);
+                self.say(line);
+            }
+            if !more {
+                self.pipe = None;
+                if let Some(Line::Whole(line) | Line::Cut(line)) = self.lines.rest() {
+                    let line = excerpt(line, LINE_MAX);
+                    self.say(line);
+                }
+                self.own_up();
+            }
+        }
+    }
+
+    /// Reads to the end, for at most `limit`, and gives the last line that had anything in it.
+    pub(super) async fn last_words(&mut self, limit: Duration) -> Option<String> {
+        let _ = timeout(limit, self.log_to_end()).await;
+        self.last.take()
+    }
+
+    fn say(&mut self, line: String) {
+        if line.is_empty() {
+            return;
+        }
+        if self.window.0.elapsed() >= WINDOW {
+            self.own_up();
+            self.window = (Instant::now(), 0);
+        }
+        self.window.1 += 1;
+        if self.window.1 <= LINES_MAX {
+            info!(target: "cellhook::handler::stderr", child = %self.name, "{line}");
+        } else {
+            self.left_out += 1;
+        }
+        self.last = Some(line);
+    }
+
+    fn own_up(&mut self) {
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 {
+            warn!(target: "cellhook::handler::stderr", child = %self.name, left_out, "lines came too fast for the log");
+        }
+    }
+}

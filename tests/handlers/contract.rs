@@ -1,0 +1,1 @@
+//! The contract in `docs/handlers.md`, example by example.
