@@ -10,7 +10,7 @@ use crate::{
         TriggerRecord, TriggerState, chain,
     },
     dispatch::{Budget, Config, Start, Trigger},
-    filter::Filter,
+    filter::{Filter, FilterError},
     lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View},
     metrics,
     shard::{Shard, Shared, Standings, Triggers},
@@ -42,8 +42,6 @@ pub struct TriggerSpec {
     pub name: Name,
     /// What the file says.
     pub config: Config,
-    /// Which cells it is called for; made of the same config.
-    pub filter: Filter,
     /// The code. A reload that brings the same handler and config changes nothing.
     pub handler: Arc<dyn Handler>,
 }
@@ -113,6 +111,15 @@ pub enum WorkerError {
         trigger: Name,
         /// The datastore.
         source_name: Name,
+    },
+    /// The filter is no expression.
+    #[error("the filter of trigger {trigger} cannot be used")]
+    Filter {
+        /// Its name.
+        trigger: Name,
+        /// What is wrong with it.
+        #[source]
+        error: FilterError,
     },
     /// The triggers could not be registered.
     #[error("the triggers could not be registered")]
@@ -350,10 +357,15 @@ async fn register(
         let same = before.iter().find(|old| {
             old.record.id == record.id && old.config == spec.config && Arc::ptr_eq(&old.handler, &spec.handler)
         });
-        triggers.push(same.cloned().unwrap_or_else(|| {
-            let (config, filter) = (spec.config.clone(), spec.filter.clone());
-            Arc::new(Trigger::new(record, config, filter, spec.handler.clone(), cells.clone()))
-        }));
+        let trigger = match same {
+            Some(same) => same.clone(),
+            None => {
+                let filter = Filter::new(&spec.config.columns, spec.config.filter.as_deref())
+                    .map_err(|error| WorkerError::Filter { trigger: spec.name.clone(), error })?;
+                Arc::new(Trigger::new(record, spec.config.clone(), filter, spec.handler.clone(), cells.clone()))
+            }
+        };
+        triggers.push(trigger);
     }
     Ok(triggers)
 }

@@ -7,7 +7,7 @@ use crate::{
         Name,
         setting::{BadSetting, duration, lasts, size, within},
     },
-    dispatch, lease, process, store, tail,
+    dispatch, handler, lease, process, store, tail,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -202,6 +202,19 @@ fn under(table: &str, checked: Result<(), BadSetting>) -> Result<(), BadSetting>
     checked.map_err(|BadSetting { key, reason }| BadSetting { key: format!("{table}.{key}"), reason })
 }
 
+/// Refuses the name of a datastore that the file does not have.
+fn known(config: &Config, key: &str, name: &Name) -> Result<(), BadSetting> {
+    if config.datastores.contains_key(name) {
+        return Ok(());
+    }
+    let known: Vec<&str> = config.datastores.keys().map(Name::as_str).collect();
+    let reason = match known.as_slice() {
+        [] => format!("\"{name}\" is no datastore: the file has none; write [datastores.{name}]"),
+        known => format!("\"{name}\" is no datastore of this file; it has {}", known.join(", ")),
+    };
+    Err(BadSetting::new(key, reason))
+}
+
 fn check(config: &Config) -> Result<(), BadSetting> {
     for (name, datastore) in &config.datastores {
         within(&format!("datastores.{name}.shards"), datastore.shards, 1, 65_536)?;
@@ -221,13 +234,9 @@ fn check(config: &Config) -> Result<(), BadSetting> {
         let table = format!("triggers.{name}");
         under(&table, trigger.check())?;
         let source = &trigger.source;
-        if !config.datastores.contains_key(source) {
-            let known: Vec<&str> = config.datastores.keys().map(Name::as_str).collect();
-            let reason = match known.as_slice() {
-                [] => format!("\"{source}\" is no datastore: the file has none; write [datastores.{source}]"),
-                known => format!("\"{source}\" is no datastore of this file; it has {}", known.join(", ")),
-            };
-            return Err(BadSetting::new(format!("{table}.source"), reason));
+        known(config, &format!("{table}.source"), source)?;
+        if let handler::Config::Cells(handler) = &trigger.handler {
+            known(config, &format!("{table}.handler.datastore"), &handler.datastore)?;
         }
         let triggers = of_source.entry(source).or_default();
         *triggers += 1;

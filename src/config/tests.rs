@@ -109,6 +109,14 @@ fn what_is_wrong_is_told_with_line_key_and_suggestion() {
             "[triggers.t]\nsource = \"trips\"\n[triggers.t.handler]\nkind = \"exec\"\n\ncomand = [\"x\"]\n",
             "c.toml:6: triggers.t.handler.comand: unknown key `comand`; did you mean `command`?",
         ),
+        (
+            "[datastores.a]\n[triggers.t]\nsource = \"a\"\n[triggers.t.handler]\nkind = \"cells\"\ndatastore = \"b\"\n",
+            "c.toml:6: triggers.t.handler.datastore: \"b\" is no datastore of this file; it has a",
+        ),
+        (
+            "[datastores.a]\n[triggers.t]\nsource = \"a\"\n[triggers.t.handler]\nkind = \"exec\"\ncommand = []\n",
+            "c.toml:4: triggers.t.handler: command is empty",
+        ),
         ("[triggers.t]\nmode = \"live\"\n", "c.toml:2: triggers.t.mode: unknown key `mode`"),
         (
             "[triggers.t.window]\ncells = 1\ncell = 1\n",

@@ -227,7 +227,7 @@ impl Config {
             max_parked: default::max_parked(),
             max_waiting: default::max_waiting(),
             breaker: default::breaker(),
-            handler: handler::Config::Log {},
+            handler: handler::Config::Log(handler::LogConfig::default()),
         }
     }
 
@@ -273,7 +273,7 @@ impl Config {
             lasts("breaker.window", breaker.window, 100 * ms, Duration::from_hours(1))?;
             lasts("breaker.cool_down", breaker.cool_down, 10 * ms, Duration::from_hours(1))?;
         }
-        Ok(())
+        self.handler.check().map_err(|error| BadSetting::new("handler", error.to_string()))
     }
 }
 

@@ -77,7 +77,10 @@ mod tests {
         assert_eq!(handler.clone().call(call("{\"a\":1}")).await, [Verdict::done()]);
         assert_eq!(handler.clone().call(call("{ \"a\": 1 }")).await, [Verdict::done()], "a repeat");
         let verdicts = handler.clone().call(call("{\"a\":2}")).await;
-        assert!(matches!(&verdicts[..], [Verdict::Failed { error, .. }] if error.contains("another body")), "{verdicts:?}");
+        assert!(
+            matches!(&verdicts[..], [Verdict::Failed { error, .. }] if error.contains("another body")),
+            "{verdicts:?}"
+        );
         let key = CellKey { row_key: "r".into(), column: "BASE".into(), ref_key: 7 };
         assert_eq!(*target.get(&key).await.unwrap().unwrap().cell.body, *"{\"a\":1}");
     }

@@ -7,7 +7,6 @@ use super::{
 use cellhook::{
     cell::{planted, *},
     dispatch::{Config, Exhausted, Order, Retry, WindowConfig},
-    filter::Filter,
     lease::{self, Identity},
     store::{Cells, memory::MemoryLog},
     tail,
@@ -267,7 +266,7 @@ impl World {
                 ordered: order != Order::None,
                 host,
             });
-            TriggerSpec { name: trigger.clone(), filter: Filter::new(&config.columns), config, handler }
+            TriggerSpec { name: trigger.clone(), config, handler }
         };
         self.names.iter().map(spec).collect()
     }
