@@ -130,6 +130,7 @@ async fn what_was_acknowledged_is_there_after_reopening() {
     let tip = append(&log, 1, None, vec![cell("r", "x", 7)]).await;
     accepted(ledger.open_session(&session(&id)).await.unwrap());
     drop((store, log, ledger));
+    assert!(!dir.path().join("store.db-wal").exists(), "the last to close leaves one file");
 
     let store = Store::open(&in_dir(&dir)).await.unwrap();
     let log = store.datastore(&name("trips"), Some(4)).await.unwrap();

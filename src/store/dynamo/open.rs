@@ -165,7 +165,7 @@ impl Store {
             let config = Builder::default()
                 .behavior_version(BehaviorVersion::latest())
                 .region(Region::from_static("local"))
-                .credentials_provider(nobody())
+                .allow_no_auth()
                 .http_client(connector)
                 .endpoint_url("http://embedded.invalid");
             Client::from_conf(ours(config, timeout).build())
