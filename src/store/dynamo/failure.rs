@@ -36,9 +36,12 @@ struct Untold {
 }
 
 impl Untold {
-    fn of(error: &(dyn Error + 'static)) -> Self {
+    fn of(error: &(dyn Error + 'static), status: Option<u16>) -> Self {
         let chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
         let mut parts: Vec<String> = chain.map(ToString::to_string).collect();
+        if let Some(status) = status {
+            parts.insert(0, format!("status {status}"));
+        }
         // Some of the SDK's errors print their source too.
         parts.dedup_by(|inner, outer| outer.contains(&*inner));
         Self { text: parts.join(": ") }
@@ -61,7 +64,7 @@ where
         Some((code, message)) => {
             Box::new(Told { code: code.to_owned(), message: message.unwrap_or("no message").to_owned() })
         }
-        None => Box::new(Untold::of(&error)),
+        None => Box::new(Untold::of(&error, error.raw_response().map(|raw| raw.status().as_u16()))),
     };
     StoreError { kind, table: table.to_owned(), operation, source: Some(source) }
 }
