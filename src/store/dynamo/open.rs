@@ -178,8 +178,8 @@ impl Store {
                 .endpoint_url("http://embedded.invalid");
             Client::from_conf(ours(config, timeout).build())
         };
-        // The engine gives up a little before the SDK does: then it can say why.
-        let deadline = |timeout: Duration| timeout * 9 / 10;
+        // The engine gives up before the SDK does: then it can say why, and that nothing was done.
+        let deadline = |timeout: Duration| timeout * 3 / 4;
         Self {
             control: client(Connector::control(engine.clone(), deadline(CONTROL_TIMEOUT)), CONTROL_TIMEOUT),
             data: client(Connector::data(engine, deadline(DATA_TIMEOUT)), DATA_TIMEOUT),
