@@ -130,6 +130,7 @@ async fn what_was_acknowledged_is_there_after_reopening() {
     let tip = append(&log, 1, None, vec![cell("r", "x", 7)]).await;
     accepted(ledger.open_session(&session(&id)).await.unwrap());
     drop((store, log, ledger));
+    assert!(!dir.path().join("store.db-wal").exists(), "the last to close leaves one file");
 
     let store = Store::open(&in_dir(&dir)).await.unwrap();
     let log = store.datastore(&name("trips"), Some(4)).await.unwrap();
@@ -147,8 +148,14 @@ async fn a_write_that_waits_too_long_fails_names_the_holder_and_is_never_done() 
     let id = SessionId::random();
     accepted(ledger.open_session(&session(&id)).await.unwrap());
     let lock = take_lock(&dir);
-    let error = ledger.beat(&id).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Broken, "not applied, and said so: {error}");
+    // On a machine that stands still for a moment the SDK may lose patience before the store does: once more then.
+    let error = loop {
+        let error = ledger.beat(&id).await.unwrap_err();
+        match error.kind {
+            ErrorKind::Broken => break error,
+            other => assert_eq!(other, ErrorKind::Unanswered, "not applied, and said so: {error}"),
+        }
+    };
     let told = error.source().unwrap().to_string();
     assert!(told.contains(&format!("process {}", std::process::id())), "{told}");
     assert_eq!(ledger.sessions().await.unwrap()[0].beat, 0, "reads need no lock");

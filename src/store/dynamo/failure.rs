@@ -4,7 +4,7 @@ use super::items::{Impossible, Item};
 use crate::cell::{ErrorKind, StoreError};
 use crate::store::embedded::Trouble;
 use aws_sdk_dynamodb::{
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::transact_write_items::TransactWriteItemsError,
     types::CancellationReason,
 };
@@ -28,11 +28,24 @@ struct Told {
     message: String,
 }
 
-/// An error for which there is no answer of the service.
+/// An error for which there is no answer of the service: what the SDK says about it, in one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 struct Untold {
     text: String,
+}
+
+impl Untold {
+    fn of(error: &(dyn Error + 'static), status: Option<u16>) -> Self {
+        let chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+        let mut parts: Vec<String> = chain.map(ToString::to_string).collect();
+        if let Some(status) = status {
+            parts.insert(0, format!("status {status}"));
+        }
+        // Some of the SDK's errors print their source too.
+        parts.dedup_by(|inner, outer| outer.contains(&*inner));
+        Self { text: parts.join(": ") }
+    }
 }
 
 /// The error of a request to `table`.
@@ -51,7 +64,7 @@ where
         Some((code, message)) => {
             Box::new(Told { code: code.to_owned(), message: message.unwrap_or("no message").to_owned() })
         }
-        None => Box::new(Untold { text: DisplayErrorContext(&error).to_string() }),
+        None => Box::new(Untold::of(&error, error.raw_response().map(|raw| raw.status().as_u16()))),
     };
     StoreError { kind, table: table.to_owned(), operation, source: Some(source) }
 }
@@ -231,8 +244,10 @@ mod tests {
         assert_eq!(kind(Access::Read, garbled(503)), ErrorKind::Unanswered);
         let nobody = ConnectorError::other("the credential provider was not enabled".into(), None);
         assert_eq!(kind(Access::Write, SdkError::dispatch_failure(nobody)), ErrorKind::Credentials);
-        let never = ConnectorError::other(Trouble::not_executed("disk full").into(), None);
-        assert_eq!(kind(Access::Write, SdkError::dispatch_failure(never)), ErrorKind::Broken);
+        let never = SdkError::dispatch_failure(ConnectorError::other(Trouble::not_executed("disk full").into(), None));
+        let error = failed::<GetItemError>(Access::Write, "t", "PutItem", never);
+        assert_eq!(error.kind, ErrorKind::Broken);
+        assert_eq!(error.source().unwrap().to_string(), "dispatch failure: other: disk full");
     }
 
     fn canceled(codes: &[&str]) -> SdkError<Transact, HttpResponse> {

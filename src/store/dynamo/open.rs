@@ -11,7 +11,10 @@ use crate::store::embedded::{Connector, Engine, FileError, Presence};
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::{
     Client,
-    config::{Builder, Credentials, StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig},
+    config::{
+        Builder, Credentials, ProvideCredentials, StalledStreamProtectionConfig, retry::RetryConfig,
+        timeout::TimeoutConfig,
+    },
     operation::put_item::PutItemError,
     types::ReturnValuesOnConditionCheckFailure,
 };
@@ -23,6 +26,8 @@ const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
 const DATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What the sources of credentials may take, all together.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most shards of a datastore: a lease's sort key has five digits.
 const SHARDS_MAX: u32 = 65_536;
 
@@ -49,6 +54,9 @@ pub enum OpenError {
     /// Nobody says which region.
     #[error("no AWS region is known: set store.region, AWS_REGION, or the region of the profile")]
     Region,
+    /// No credentials, or unusable ones.
+    #[error("no AWS credentials can be loaded: set AWS_PROFILE or AWS_ACCESS_KEY_ID, or store.profile, or sign in")]
+    Credentials(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The number of shards is out of range.
     #[error("{0} shards are refused: a datastore has 1 to 65536")]
     ShardsOutOfRange(u32),
@@ -122,7 +130,7 @@ impl Store {
     /// for.
     ///
     /// # Errors
-    /// When the file cannot be used, or it is not known which region to use. Whether a server can be reached shows
+    /// When the file cannot be used, or region or credentials are not known. Whether a server can be reached shows
     /// only with the first request.
     pub async fn open(config: &Config) -> Result<Self, OpenError> {
         let prefix = &config.table_prefix;
@@ -165,13 +173,13 @@ impl Store {
             let config = Builder::default()
                 .behavior_version(BehaviorVersion::latest())
                 .region(Region::from_static("local"))
-                .credentials_provider(nobody())
+                .allow_no_auth()
                 .http_client(connector)
                 .endpoint_url("http://embedded.invalid");
             Client::from_conf(ours(config, timeout).build())
         };
-        // The engine gives up a little before the SDK does: then it can say why.
-        let deadline = |timeout: Duration| timeout * 9 / 10;
+        // The engine gives up before the SDK does: then it can say why, and that nothing was done.
+        let deadline = |timeout: Duration| timeout * 3 / 4;
         Self {
             control: client(Connector::control(engine.clone(), deadline(CONTROL_TIMEOUT)), CONTROL_TIMEOUT),
             data: client(Connector::data(engine, deadline(DATA_TIMEOUT)), DATA_TIMEOUT),
@@ -211,6 +219,12 @@ impl Store {
             (None, Some(_)) => Region::from_static("us-east-1"),
             (None, None) => return Err(OpenError::Region),
         };
+        // Asked for here once: later a slow or missing source of them would only look like a request without answer.
+        if let Some(provider) = shared.credentials_provider() {
+            let credentials = tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await;
+            let credentials = credentials.map_err(|late| OpenError::Credentials(late.into()))?;
+            credentials.map_err(|error| OpenError::Credentials(error.into()))?;
+        }
         let client = |timeout| {
             let config = Builder::from(&shared).region(region.clone());
             Client::from_conf(ours(config, timeout).build())

@@ -39,6 +39,7 @@ struct Threads {
     writes: Arc<Queue>,
     reads: Arc<Queue>,
     stop: Arc<AtomicBool>,
+    /// The reader's, then the writer's.
     handles: Vec<JoinHandle<()>>,
 }
 
@@ -88,23 +89,23 @@ impl Threads {
             handles: Vec::new(),
         };
         let io = |error| FileError::Io(PathBuf::from("thread"), error);
-        let (queue, stop) = (threads.writes.clone(), threads.stop.clone());
-        let write = thread::Builder::new().name("store-write".into());
-        threads.handles.push(write.spawn(move || writer.run(&queue, &stop)).map_err(io)?);
         let (queue, stop) = (threads.reads.clone(), threads.stop.clone());
         let read = thread::Builder::new().name("store-read".into());
         threads.handles.push(read.spawn(move || reader.run(&queue, &stop)).map_err(io)?);
+        let (queue, stop) = (threads.writes.clone(), threads.stop.clone());
+        let write = thread::Builder::new().name("store-write".into());
+        threads.handles.push(write.spawn(move || writer.run(&queue, &stop)).map_err(io)?);
         Ok(threads)
     }
 }
 
 impl Drop for Threads {
-    /// Waits for the jobs in hand, so that the file is closed afterwards.
+    /// Waits for the jobs in hand, so that the file is closed afterwards. One after the other: who closes as the
+    /// last of all puts the write-ahead log back into the file, and two at once would each leave it to the other.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.writes.close();
-        self.reads.close();
-        for handle in self.handles.drain(..) {
+        for (queue, handle) in [&self.reads, &self.writes].into_iter().zip(self.handles.drain(..)) {
+            queue.close();
             // A panic in the thread was told by the panic hook.
             let _ = handle.join();
         }
