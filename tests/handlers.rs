@@ -1,7 +1,7 @@
 //! Handlers against real processes: what they do to the daemon, and what it must make of it.
 
 mod carriers;
-mod contract;
+mod examples;
 mod faults;
 
 use cellhook::cell::{
