@@ -3,6 +3,7 @@
 mod carriers;
 mod examples;
 mod faults;
+mod filters;
 
 use cellhook::cell::{
     AddedId, Call, Cell, CellKey, Datastore, Epoch, Event, Handler, Incarnation, Millis, Name, PutCell, ShardId,

@@ -3,7 +3,6 @@
 use super::{answer, command, envelope, fixture, talk::Talk};
 use crate::{
     cell::{Event, Latest, Verdict},
-    filter::{Decision, Filter},
     handler::Config,
 };
 use serde_json::Value;
@@ -107,8 +106,6 @@ fn the_configs_are_configs() {
             let handler: Config =
                 trigger["handler"].clone().try_into().unwrap_or_else(|error| panic!("{name}: {error}"));
             handler.check().unwrap();
-            let filter = trigger.get("filter").and_then(toml::Value::as_str);
-            Filter::new(&[], filter).unwrap();
         }
     }
 }
@@ -130,36 +127,4 @@ fn the_exit_codes_are_verdicts() {
     for (name, _) in command::variables(&event(123), event(123).id()) {
         assert!(script.contains(&format!("${name}")), "{name} is not described");
     }
-}
-
-#[test]
-fn the_filters_decide_as_is_written() {
-    for row in table("| expression | body | outcome |") {
-        let mut event = event(123);
-        event.cell.body = row[1].as_str().into();
-        let decision = Filter::new(&[], Some(&row[0])).unwrap().decide(&event.cell, &event.datastore);
-        let outcome = match &decision {
-            Decision::Call => "called",
-            Decision::Pass => "passed",
-            Decision::Failed(_) => "parked",
-        };
-        assert_eq!(outcome, row[2], "{} on {}: {decision:?}", row[0], row[1]);
-    }
-}
-
-/// The envelope and the variables of a filter are the same values.
-#[test]
-fn a_filter_sees_the_envelope() {
-    let event = event(123);
-    let mut line = Vec::new();
-    envelope::write(&mut line, &event, &event.id());
-    let envelope: Value = serde_json::from_slice(&line).unwrap();
-    for name in ["id", "source", "type", "subject", "time"] {
-        let expression = format!("{name} == {}", envelope[name]);
-        let decision = Filter::new(&[], Some(&expression)).unwrap().decide(&event.cell, &event.datastore);
-        assert_eq!(decision, Decision::Call, "{expression}");
-    }
-    let expression = format!("data == {}", envelope["data"]);
-    let decision = Filter::new(&[], Some(&expression)).unwrap().decide(&event.cell, &event.datastore);
-    assert_eq!(decision, Decision::Call, "{expression}");
 }
