@@ -1,8 +1,9 @@
 //! Handlers against real processes: what they do to the daemon, and what it must make of it.
 
 mod carriers;
-mod contract;
+mod examples;
 mod faults;
+mod filters;
 
 use cellhook::cell::{
     AddedId, Call, Cell, CellKey, Datastore, Epoch, Event, Handler, Incarnation, Millis, Name, PutCell, ShardId,

@@ -99,7 +99,7 @@ impl Handler for Command {
 }
 
 /// What the process finds in its environment, besides what the config gives it.
-fn variables(event: &Event, id: String) -> [(&'static str, String); 10] {
+pub(super) fn variables(event: &Event, id: String) -> [(&'static str, String); 10] {
     let Event { cell, datastore, trigger, attempt, epoch, .. } = event;
     [
         ("CELLHOOK_EVENT_ID", id),
@@ -144,7 +144,7 @@ async fn feed_and_log(
 }
 
 /// The exit code is the verdict; the numbers are those of `sysexits.h` and of shells.
-fn verdict(status: ExitStatus, words: Option<String>) -> Verdict {
+pub(super) fn verdict(status: ExitStatus, words: Option<String>) -> Verdict {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),

@@ -46,3 +46,17 @@ impl Handler for Log {
         Box::pin(std::future::ready(vec![Verdict::done(); call.events.len()]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::fixture;
+
+    #[tokio::test]
+    async fn every_event_is_done() {
+        for body in [false, true] {
+            let call = fixture::call(1..=3, std::time::Duration::from_secs(1));
+            assert_eq!(Arc::new(Log::new(body)).call(call).await, vec![Verdict::done(); 3]);
+        }
+    }
+}

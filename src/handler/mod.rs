@@ -15,6 +15,8 @@ mod child;
 mod closure;
 mod command;
 mod config;
+#[cfg(test)]
+mod contract;
 pub mod envelope;
 mod exec;
 #[cfg(test)]
@@ -32,3 +34,8 @@ pub use command::Command;
 pub use config::{BuildError, CellsConfig, CommandConfig, Config, ExecConfig, LogConfig};
 pub use exec::{Counts, Exec};
 pub use log::Log;
+
+/// Compiles the Rust of the contract.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/handlers.md")]
+struct Contract;

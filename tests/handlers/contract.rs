@@ -1,1 +1,0 @@
-//! The contract in `docs/handlers.md`, example by example.
