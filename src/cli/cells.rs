@@ -2,7 +2,7 @@
 
 use super::{
     Exit,
-    home::{Home, NotThere, print_json},
+    home::{Home, NotThere, print_json, print_line},
 };
 use crate::{
     cell::{AddedId, Cell, CellKey, Millis, Name, NewCell, RefKey, ShardId, StoreError, chain},
@@ -330,7 +330,7 @@ fn say(cell: &NewCell, answer: &Result<Placed, PutError>, json: bool, line: Opti
         && error.is_none()
     {
         let what = if status == "new" { "stored" } else { "already there" };
-        println!("{row_key}/{column}/{ref_key}: {what}, shard {shard}, added ID {added_id}");
+        print_line(format_args!("{row_key}/{column}/{ref_key}: {what}, shard {shard}, added ID {added_id}"))?;
     }
     Ok(())
 }
@@ -391,9 +391,9 @@ pub(super) async fn get(home: &Home, get: Get) -> anyhow::Result<Exit> {
         if get.json {
             print_cell(cell)?;
         } else if get.column.is_some() {
-            println!("{}", cell.body);
+            print_line(format_args!("{}", cell.body))?;
         } else {
-            println!("{}\t{}\t{}", cell.key.column, cell.key.ref_key, cell.body);
+            print_line(format_args!("{}\t{}\t{}", cell.key.column, cell.key.ref_key, cell.body))?;
         }
     }
     if found.len() == ROW_MAX {

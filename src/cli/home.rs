@@ -65,6 +65,12 @@ pub(super) async fn nudge_all(ledger: &dyn Ledger) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One line of standard output. A reader that closed the pipe ends the program without a word, see [`exit_of`].
+pub(super) fn print_line(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+    use io::Write as _;
+    writeln!(io::stdout().lock(), "{line}").context("standard output")
+}
+
 /// One JSON object as a line of standard output.
 pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     use io::Write as _;
@@ -90,6 +96,9 @@ pub(super) fn exit_of(error: &anyhow::Error) -> Exit {
         _ => Exit::OutOfReach,
     };
     for cause in error.chain() {
+        if is_closed_pipe(cause) {
+            return Exit::Done;
+        }
         if cause.is::<ConfigError>() {
             return Exit::Usage;
         }
@@ -114,4 +123,9 @@ pub(super) fn exit_of(error: &anyhow::Error) -> Exit {
         }
     }
     Exit::Failed
+}
+
+/// Whether a reader has seen enough of our output.
+pub(super) fn is_closed_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -124,7 +124,9 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     result
         .unwrap_or_else(|error| {
-            eprintln!("cellhook: {error:#}");
+            if !error.chain().any(home::is_closed_pipe) {
+                eprintln!("cellhook: {error:#}");
+            }
             home::exit_of(&error)
         })
         .into()

@@ -2,7 +2,7 @@
 
 use super::{
     Exit,
-    home::{Home, NotThere, print_json},
+    home::{Home, NotThere, print_json, print_line},
 };
 use crate::{
     cell::{
@@ -203,10 +203,10 @@ fn print(trigger: &Name, item: &Item, json: bool) -> anyhow::Result<()> {
         }));
     }
     let error = item.errors.last().map_or("", String::as_str);
-    println!(
+    print_line(format_args!(
         "{trigger}\t{}/{}\t{}/{}/{}\t{state}\t{} attempts\t{error}",
         item.shard, item.added_id, item.row_key, item.column, item.ref_key, item.attempts
-    );
+    ))?;
     Ok(())
 }
 

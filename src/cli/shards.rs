@@ -2,7 +2,7 @@
 
 use super::{
     Exit,
-    home::{Home, chosen, print_json, tips},
+    home::{Home, chosen, print_json, print_line, tips},
 };
 use crate::{
     cell::{AddedId, Lease, Name, ShardId, Tip, TriggerId, clock},
@@ -53,7 +53,7 @@ pub(super) async fn list(home: &Home, shards: Shards) -> anyhow::Result<Exit> {
         let leases = ledger.leases(name).await?;
         let leases: BTreeMap<ShardId, Lease> = leases.into_iter().map(|lease| (lease.shard.shard, lease)).collect();
         if !shards.json {
-            println!("{:<8} {:<18} {:>6} {:>10}  LAG", "SHARD", "OWNER", "EPOCH", "TIP");
+            print_line(format_args!("{:<8} {:<18} {:>6} {:>10}  LAG", "SHARD", "OWNER", "EPOCH", "TIP"))?;
         }
         for shard in cells.datastore().all_shards() {
             let line = line(&cells, shard, tips.get(&shard), leases.get(&shard), &names).await?;
@@ -66,7 +66,7 @@ pub(super) async fn list(home: &Home, shards: Shards) -> anyhow::Result<Exit> {
                     .map(|(name, p)| format!("{name} {} cells, {:.0} s", p.lag_cells, p.lag_seconds));
                 let lag = lag.collect::<Vec<_>>().join("; ");
                 let owner = line.owner.as_deref().unwrap_or("-");
-                println!("{:<8} {owner:<18} {:>6} {:>10}  {lag}", line.shard, line.epoch, line.tip);
+                print_line(format_args!("{:<8} {owner:<18} {:>6} {:>10}  {lag}", line.shard, line.epoch, line.tip))?;
             }
         }
     }

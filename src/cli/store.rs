@@ -1,22 +1,28 @@
 //! `init` and `check`: the tables, and the config.
 
-use super::{Exit, home::Home};
+use super::{
+    Exit,
+    home::{Home, print_line},
+};
 use crate::cell::NewDatastore;
 use std::io::Write as _;
 
 /// Makes what is missing, and says what there was.
 pub(super) async fn init(home: &Home) -> anyhow::Result<Exit> {
     let store = home.store().await?;
-    println!("{}", store.describe());
+    print_line(format_args!("{}", store.describe()))?;
     for (name, datastore) in &home.config.datastores {
         let made = store.init_datastore(&NewDatastore { name: name.clone(), shards: datastore.shards }).await?;
         let (shards, incarnation) = (made.datastore.shards, &made.datastore.incarnation);
         let what = if made.new { "made" } else { "exists" };
-        println!("datastore {name}: {what}, {shards} shards, incarnation {incarnation}{}", list(&made.tables));
+        print_line(format_args!(
+            "datastore {name}: {what}, {shards} shards, incarnation {incarnation}{}",
+            list(&made.tables)
+        ))?;
     }
     let tables = store.init_group(&home.config.group).await?;
     let what = if tables.is_empty() { "exists" } else { "made" };
-    println!("group {}: {what}{}", home.config.group, list(&tables));
+    print_line(format_args!("group {}: {what}{}", home.config.group, list(&tables)))?;
     Ok(Exit::Done)
 }
 

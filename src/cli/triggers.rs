@@ -2,7 +2,7 @@
 
 use super::{
     Exit,
-    home::{Home, NotThere, nudge_all, print_json},
+    home::{Home, NotThere, nudge_all, print_json, print_line},
 };
 use crate::cell::{Answer, Ledger, Name, TriggerRecord, TriggerState};
 use clap::{Args, Subcommand};
@@ -93,6 +93,6 @@ fn print(record: &TriggerRecord, json: bool) -> anyhow::Result<()> {
         }));
     }
     let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-    println!("{}\ton {}\t{state}{reason}", record.name, record.source);
+    print_line(format_args!("{}\ton {}\t{state}{reason}", record.name, record.source))?;
     Ok(())
 }

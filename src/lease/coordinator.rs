@@ -610,6 +610,8 @@ impl<'a> Tenure<'a> {
             })
         });
         let claims: Vec<_> = stream::iter(claims).buffer_unordered(PARALLEL).collect().await;
+        // Handed over by a worker that is still there, on the plan's account; not by one that left before this one came.
+        let moved = |reason| reason == "handed over" && self.watchman.roster().len() > 1;
         let mut reasons: BTreeMap<&str, u32> = BTreeMap::new();
         for (shard, seen, claimed) in claims {
             match claimed {
@@ -618,7 +620,7 @@ impl<'a> Tenure<'a> {
                     *reasons.entry(reason).or_default() += 1;
                     metrics::shard_claimed(reason);
                     tracing::debug!(%shard, epoch = %lease.epoch, reason, "claimed");
-                    let rests = if reason == "handed over" { REST } else { Duration::ZERO };
+                    let rests = if moved(reason) { REST } else { Duration::ZERO };
                     let lease = Arc::new(lease);
                     self.leases.insert(shard.clone(), Lease::clone(&lease));
                     let grant = Grant { lease, give_by: None, look: self.look };
