@@ -1,7 +1,5 @@
 //! The door.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     cellhook::cli::main()
 }

@@ -75,6 +75,14 @@ pub fn log_to_stderr(config: &LogConfig) -> Result<(), BadSetting> {
     Ok(())
 }
 
+/// The name of this host, for people.
+#[must_use]
+pub fn host() -> String {
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    name.map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+}
+
 /// What the operator wants of a running process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {

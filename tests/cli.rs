@@ -1,1 +1,497 @@
 //! The binary as a user runs it.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// Longer than anything here takes on a machine that works.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A directory with a config and a store of its own.
+struct Home {
+    dir: TempDir,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    /// The objects that it printed.
+    #[track_caller]
+    fn objects(&self) -> Vec<Value> {
+        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{self:?}"))).collect()
+    }
+
+    #[track_caller]
+    fn done(self) -> Self {
+        self.ended(0)
+    }
+
+    #[track_caller]
+    fn ended(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    fn says(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "{text:?} is missing in {self:?}");
+        self
+    }
+}
+
+impl Home {
+    /// One datastore of four shards, and this trigger's table, in TOML.
+    fn with_trigger(trigger: &str) -> Self {
+        Self::with(&format!(
+            "[store]\nkind = \"embedded\"\n[datastores.trips]\nshards = 4\n[metrics]\nlisten = \"127.0.0.1:0\"\n\
+             [worker]\nheartbeat = \"200ms\"\nsession = \"2s\"\ndrain_deadline = \"20s\"\n\
+             [triggers.bill]\nsource = \"trips\"\n{trigger}"
+        ))
+    }
+
+    fn with(config: &str) -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(home.path("config")).unwrap();
+        home.write(config);
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, config: &str) {
+        fs::write(self.path("config/cellhook.toml"), config).unwrap();
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellhook"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        command.args(words).current_dir(self.dir.path()).env_clear().env("PATH", path);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Ended {
+        Self::ended(self.command(words).spawn().unwrap())
+    }
+
+    fn run_with(&self, words: &[&str], stdin: &str) -> Ended {
+        let mut child = self.command(words).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        Self::ended(child)
+    }
+
+    fn ended(child: Child) -> Ended {
+        let output = child.wait_with_output().unwrap();
+        Ended {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn worker(&self) -> Worker {
+        Worker::start(self.command(&["run"]))
+    }
+
+    /// Asks with `--json` until the objects are as wanted.
+    #[track_caller]
+    fn until(&self, words: &[&str], wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let words = [words, &["--json"]].concat();
+        let mut last = None;
+        until(|| {
+            let objects = self.run(&words).done().objects();
+            let good = wanted(&objects);
+            last = Some(objects);
+            good
+        })
+        .unwrap_or_else(|| panic!("{words:?} gave {last:?}"));
+        last.unwrap()
+    }
+}
+
+/// Asks until it is so; `None` when that takes too long.
+fn until(mut so: impl FnMut() -> bool) -> Option<()> {
+    let start = std::time::SystemTime::now();
+    while !so() {
+        if start.elapsed().unwrap_or_default() > DEADLINE {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Some(())
+}
+
+/// A running `cellhook run`; killed when dropped.
+struct Worker {
+    child: Child,
+    said: Arc<Mutex<String>>,
+    listener: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let said = Arc::new(Mutex::new(String::new()));
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let to = said.clone();
+        let listener = std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut to = to.lock().unwrap();
+                to.push_str(&line);
+                to.push('\n');
+            }
+        });
+        let worker = Self { child, said, listener: Some(listener) };
+        worker.hears("working");
+        worker
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    #[track_caller]
+    fn hears(&self, text: &str) {
+        until(|| self.said().contains(text)).unwrap_or_else(|| panic!("no {text:?} in {}", self.said()));
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let mut status = None;
+        until(|| {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+
+    fn get(&self, page: &str) -> String {
+        let said = self.said();
+        let address = said.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET {page} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(listener) = self.listener.take() {
+            // A child of a handler may hold the other end of stderr a little longer; what it says is not wanted.
+            drop(listener);
+        }
+    }
+}
+
+const LOG: &str = "handler = { kind = \"log\" }\n";
+
+/// A handler that runs a shell command for each cell.
+fn shell(command: &str) -> String {
+    format!("handler = {{ kind = \"command\", command = [\"sh\", \"-c\", {command:?}] }}\n")
+}
+
+fn lag_is_gone(shards: &[Value]) -> bool {
+    shards.iter().all(|shard| shard["triggers"]["bill"]["lag_cells"] == 0)
+}
+
+#[test]
+fn check_prints_the_effective_config_and_hides_secrets() {
+    let home = Home::with_trigger(
+        "[triggers.bill.handler]\nkind = \"exec\"\ncommand = [\"true\"]\nenv = { TOKEN = \"s3cret\" }\n",
+    );
+    let checked = home.run(&["check"]).done().says("config/cellhook.toml is good");
+    assert!(checked.stdout.contains("shards = 4") && checked.stdout.contains("timeout = \"30s\""));
+    assert!(checked.stdout.contains("TOKEN = \"***\"") && !checked.stdout.contains("s3cret"));
+    let store = home.dir.path().canonicalize().unwrap().join("config/cellhook.db");
+    let effective: Value = serde_json::from_str(&home.run(&["check", "--json"]).done().stdout).unwrap();
+    assert_eq!(Path::new(effective["store"]["path"].as_str().unwrap()).file_name(), store.file_name());
+    assert!(!store.exists(), "check starts nothing");
+}
+
+#[test]
+fn a_wrong_config_is_told_with_line_and_suggestion() {
+    let home = Home::with("[store]\nkind = \"embedded\"\ndurabilty = \"full\"\n");
+    let told = "config/cellhook.toml:3: store.durabilty: unknown key `durabilty`; did you mean `durability`?";
+    for verb in [&["check"][..], &["run"], &["shards"], &["get", "trips", "row"]] {
+        home.run(verb).ended(2).says(told);
+    }
+    home.write("[worker]\nsession = \"1s\"\n");
+    home.run(&["check"]).ended(2).says("config/cellhook.toml:2: worker.session: \"1s\" is under three heartbeats");
+    home.write("group = \"a\"\n[triggers.t]\nsource = \"trips\"\norder = \"sideways\"\n");
+    home.run(&["check"]).ended(2).says("config/cellhook.toml:4: triggers.t.order: unknown value `sideways`");
+    let mut command = home.command(&["check"]);
+    home.write("");
+    let ended = Home::ended(command.env("CELLHOOK_GROUP", "Not A Name").spawn().unwrap());
+    ended.ended(2).says("environment variable CELLHOOK_GROUP: group: \"Not A Name\" is not a name");
+}
+
+#[test]
+fn a_filter_that_cannot_be_read_is_refused_before_anything_starts() {
+    let home = Home::with_trigger(&format!("filter = \"data.body. >\"\n{LOG}"));
+    home.run(&["check"]).ended(2).says("triggers.bill.filter");
+    home.run(&["run"]).ended(2).says("triggers.bill.filter");
+}
+
+#[test]
+fn no_config_tells_where_it_was_looked_for() {
+    let home = Home { dir: tempfile::tempdir().unwrap() };
+    home.run(&["check"]).ended(2).says("looked for ./config/cellhook.toml, /etc/cellhook/cellhook.toml");
+    home.run(&["check", "--config", "none.toml"]).ended(2).says("config file none.toml cannot be read: No such file");
+}
+
+#[test]
+fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
+    let home = Home::with("");
+    let verbs = ["run", "init", "check", "put", "get", "tail", "shards", "parked", "triggers"];
+    for verb in verbs {
+        let help = home.run(&[verb, "--help"]).done();
+        assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
+    }
+    for words in [["parked", "retry"], ["parked", "drop"], ["triggers", "pause"], ["triggers", "resume"]] {
+        home.run(&[words[0], words[1], "--help"]).done();
+    }
+    let help = home.run(&["--help"]).done().stdout;
+    assert!(verbs.iter().all(|verb| help.contains(verb)) && help.contains("Exit codes:"), "{help}");
+    home.run(&[]).ended(2);
+    home.run(&["fly"]).ended(2);
+    home.run(&["put", "trips"]).ended(2);
+    home.run(&["put", "Trips", "row", "C", "1"]).ended(2).says("is not a name");
+    home.run(&["put", "trips", "row", "C", "1", "--ref", "9223372036854775808"]).ended(2);
+}
+
+#[test]
+fn a_store_without_tables_names_them_and_the_command() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["get", "trips", "row"]).ended(2).says("trips.cells").says("cellhook init");
+    let made = home.run(&["init", "--json"]).done().objects();
+    assert_eq!(made[0]["new"], true);
+    assert_eq!(home.run(&["init", "--json"]).done().objects()[0]["new"], false);
+    home.run(&["get", "trips", "row"]).ended(4).says("no cell");
+    home.run(&["get", "copies", "row"]).ended(2).says("has no datastore copies; it has: trips");
+    home.write("[store]\nkind = \"embedded\"\n[datastores.trips]\nshards = 8\n");
+    home.run(&["get", "trips", "row"]).ended(2).says("made with 4 shards");
+}
+
+#[test]
+fn a_store_out_of_reach_has_its_own_code() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let home = Home::with(&format!(
+        "[store]\nkind = \"dynamodb\"\nendpoint = \"http://{nobody}\"\nregion = \"eu-central-1\"\n[datastores.trips]\n"
+    ));
+    home.run(&["shards"]).ended(5);
+    let home = Home::with("[store]\nkind = \"embedded\"\npath = \"/proc/nowhere/x.db\"\n[datastores.trips]\n");
+    home.run(&["shards"]).ended(5).says("/proc/nowhere");
+}
+
+#[test]
+fn a_cell_that_is_put_can_be_got() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let put = home.run(&["put", "trips", "row", "BASE", "{\"fare\": 12}", "--json"]).done().objects();
+    let (shard, added_id) = (put[0]["shard"].clone(), put[0]["added_id"].clone());
+    let wanted =
+        json!({"row_key": "row", "column": "BASE", "ref_key": 1, "shard": shard, "added_id": 1, "status": "new"});
+    assert_eq!(put, [wanted]);
+    assert_eq!(home.run(&["get", "trips", "row", "BASE"]).done().stdout, "{\"fare\": 12}\n");
+
+    let next = home.run(&["put", "trips", "row", "BASE", "{\"fare\": 13}", "--json"]).done().objects();
+    assert_eq!((&next[0]["ref_key"], &next[0]["added_id"]), (&json!(2), &json!(2)));
+    let again = home.run(&["put", "trips", "row", "BASE", "{ \"fare\":12 }", "--ref", "1", "--json"]).done().objects();
+    assert_eq!((&again[0]["status"], &again[0]["added_id"]), (&json!("repeated"), &added_id));
+    let other = home.run(&["put", "trips", "row", "BASE", "0", "--ref", "1", "--json"]).ended(3).says("digest");
+    assert_eq!(other.objects()[0]["status"], "conflict");
+    home.run(&["put", "trips", "row", "BASE", "no json"]).ended(3).says("refused: body is not valid JSON");
+    home.run(&["put", "trips", "row", "B#", "1"]).ended(3).says("contains '#'");
+    home.run(&["put", "trips", "", "B", "1"]).ended(3).says("row_key has 0 bytes");
+
+    let got = home.run(&["get", "trips", "row", "BASE", "--ref", "1", "--json"]).done().objects();
+    let created_at = got[0]["created_at"].clone();
+    assert!(created_at.is_i64());
+    let wanted = json!({"row_key": "row", "column": "BASE", "ref_key": 1, "shard": shard, "added_id": 1,
+        "created_at": created_at, "body": {"fare": 12}});
+    assert_eq!(got, [wanted]);
+    assert_eq!(home.run(&["get", "trips", "row", "--json"]).done().objects().len(), 2);
+    assert_eq!(home.run(&["tail", "trips", "--json"]).done().objects()[0], got[0]);
+    let shard = shard.to_string();
+    let tail = ["tail", "trips", "--shard", &shard, "--json", "--from"];
+    assert_eq!(home.run(&[&tail[..], &["2"]].concat()).done().objects()[0]["added_id"], 2);
+    assert_eq!(home.run(&[&tail[..], &["newest"]].concat()).done().stdout, "");
+    assert_eq!(home.run(&[&tail[..], &["1h"]].concat()).done().objects().len(), 2);
+    home.run(&["tail", "trips", "--shard", "4"]).ended(2).says("its shards are 0 to 3");
+    home.run(&["get", "trips", "row", "OTHER"]).ended(4);
+    home.run(&["get", "trips", "row", "BASE", "--ref", "7"]).ended(4);
+}
+
+#[test]
+fn a_bulk_file_goes_on_after_its_bad_lines() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let mut text = String::new();
+    for i in 0..500 {
+        text.push_str(&format!(
+            "{{\"row_key\":\"row {}\",\"column\":\"NOTE\",\"ref_key\":{i},\"body\":{i}}}\n",
+            i % 50
+        ));
+    }
+    home.run_with(&["put", "trips", "--file", "-"], &text).done().says("500 new, 0 repeated, 0 in conflict, 0 refused");
+    text.push_str("nonsense\n\n{\"row_key\":\"row 0\",\"column\":\"NOTE\",\"ref_key\":0,\"body\":true}\n");
+    text.push_str(
+        "{\"row_key\":\"row 0\",\"column\":\"#\",\"body\":1}\n{\"row_key\":\"row 0\",\"column\":\"NEXT\",\"body\":1}\n",
+    );
+    text.push_str("{\"row_key\":\"row 0\",\"column\":\"NEXT\",\"body\":2}");
+    fs::write(home.path("cells.ndjson"), text).unwrap();
+    let told = home.run(&["put", "trips", "--file", "cells.ndjson", "--json"]).ended(3);
+    let told = told.says("2 new, 500 repeated, 1 in conflict, 2 refused").objects();
+    assert_eq!(told.len(), 506);
+    assert_eq!(told[505], json!({"new": 2, "repeated": 500, "conflict": 1, "refused": 2}));
+    assert_eq!((&told[500]["line"], &told[500]["status"]), (&json!(501), &json!("refused")));
+    assert_eq!((&told[501]["line"], &told[501]["status"]), (&json!(503), &json!("conflict")));
+    assert_eq!((&told[503]["ref_key"], &told[504]["ref_key"]), (&json!(1), &json!(2)));
+    let said = home.run(&["put", "trips", "--file", "cells.ndjson"]).ended(3);
+    said.says("line 501: refused").says("line 503: conflict").says("line 504: refused");
+    home.run(&["put", "trips", "--file", "none.ndjson"]).ended(1).says("none.ndjson cannot be read: No such file");
+}
+
+#[test]
+fn a_worker_handles_what_is_put_and_leaves_at_a_signal() {
+    let home = Home::with_trigger(&shell("cat >> out; echo >> out"));
+    let mut worker = home.worker();
+    worker.hears("this host only");
+    for row in ["a", "b", "c"] {
+        home.run(&["put", "trips", row, "BASE", "{\"fare\": 12}"]).done();
+    }
+    let shards = home.until(&["shards"], |shards| {
+        lag_is_gone(shards) && shards.iter().map(|shard| shard["tip"].as_u64().unwrap()).sum::<u64>() == 3
+    });
+    assert_eq!(shards.len(), 4);
+    assert!(shards.iter().all(|shard| shard["owner"].is_string() && shard["epoch"] == 1), "{shards:?}");
+    let out = fs::read_to_string(home.path("out")).unwrap();
+    let mut rows: Vec<String> = out
+        .lines()
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["subject"].as_str().unwrap().into())
+        .collect();
+    rows.sort();
+    assert_eq!(rows, ["a", "b", "c"]);
+
+    until(|| worker.get("/readyz").starts_with("HTTP/1.1 200")).expect("it becomes ready");
+    assert!(worker.get("/livez").contains("ok"));
+    let lag = "cellhook_trigger_lag_cells{trigger=\"bill\"} 0";
+    until(|| worker.get("/metrics").contains(lag)).unwrap_or_else(|| panic!("{}", worker.get("/metrics")));
+
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    let shards = home.run(&["shards", "--json"]).done().objects();
+    assert!(shards.iter().all(|shard| shard["owner"].is_null()), "handed over: {shards:?}");
+}
+
+#[test]
+fn a_second_signal_leaves_at_once() {
+    let home = Home::with_trigger(&shell("touch began; sleep 15"));
+    let mut worker = home.worker();
+    home.run(&["put", "trips", "row", "BASE", "1"]).done();
+    until(|| home.path("began").exists()).expect("the handler is called");
+    worker.signal(Signal::INT);
+    worker.hears("stopping");
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(143), "{}", worker.said());
+}
+
+#[test]
+fn a_reload_changes_triggers_and_a_bad_file_changes_nothing() {
+    let home = Home::with_trigger(&shell("echo one >> out"));
+    let config = fs::read_to_string(home.path("config/cellhook.toml")).unwrap();
+    let mut worker = home.worker();
+    let out = |text: &str| fs::read_to_string(home.path("out")).is_ok_and(|out| out == text);
+    home.run(&["put", "trips", "row", "BASE", "1"]).done();
+    until(|| out("one\n")).expect("the first handler is called");
+
+    home.write("[datastores.trips]\nshards = 4\n[trigers.bill]\n");
+    worker.signal(Signal::HUP);
+    worker.hears("the reload is refused; nothing changed");
+    worker.hears("did you mean `triggers`?");
+    home.write(&config);
+    home.run(&["put", "trips", "row", "BASE", "2"]).done();
+    until(|| out("one\none\n")).expect("the handler is called as before");
+
+    let fresh = config.replace("echo one", "echo two").replace("[worker]", "[log]\nlevel = \"debug\"\n[worker]");
+    home.write(&fresh);
+    worker.signal(Signal::HUP);
+    worker.hears("these changed too and take a restart");
+    worker.hears("triggers reloaded");
+    home.run(&["put", "trips", "row", "BASE", "3"]).done();
+    until(|| out("one\none\ntwo\n")).expect("the new handler is called");
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+}
+
+#[test]
+fn a_dead_cell_is_listed_tried_again_and_given_up() {
+    // 65 is the verdict dead-letter.
+    let home = Home::with_trigger(&shell("test -e good || exit 65"));
+    let _worker = home.worker();
+    for row in ["a", "b"] {
+        home.run(&["put", "trips", row, "BASE", "1"]).done();
+    }
+    let parked = home.until(&["parked"], |parked| parked.len() == 2);
+    assert!(parked.iter().all(|parked| parked["state"] == "dead" && parked["trigger"] == "bill"), "{parked:?}");
+    let of_row = |row: &str| parked.iter().find(|parked| parked["row_key"] == row).unwrap().clone();
+    let list = home.run(&["parked", "list", "--trigger", "bill", "--state", "dead", "--row", "a", "--json"]).done();
+    assert_eq!(list.objects(), [of_row("a")]);
+    assert_eq!(home.run(&["parked", "--state", "retrying", "--json"]).done().objects(), [Value::Null; 0]);
+
+    home.run(&["parked", "retry", "--trigger", "bill"]).ended(2).says("--all");
+    home.run(&["parked", "retry", "--trigger", "bill", "--row", "none"]).ended(4);
+    home.run(&["parked", "retry", "--trigger", "none", "--all"]).ended(4).says("known: bill");
+    fs::write(home.path("good"), "").unwrap();
+    home.run(&["parked", "retry", "--trigger", "bill", "--row", "a"]).done().says("1 retried");
+    home.until(&["parked"], |parked| parked.len() == 1 && parked[0]["row_key"] == "b");
+    let shard = of_row("b")["shard"].to_string();
+    let place = ["--trigger", "bill", "--shard", &shard, "--added-id", &of_row("b")["added_id"].to_string()];
+    home.run(&[&["parked", "drop"], &place[..]].concat()).done().says("1 dropped");
+    assert_eq!(home.run(&["parked"]).done().stdout, "");
+}
+
+#[test]
+fn a_paused_trigger_is_not_called_until_it_is_resumed() {
+    let home = Home::with_trigger(&shell("echo called >> out"));
+    let worker = home.worker();
+    home.until(&["shards"], |shards| shards.iter().all(|shard| shard["triggers"]["bill"]["low_water"] == 0));
+    let paused = home.run(&["triggers", "pause", "bill", "--reason", "the bank is closed", "--json"]).done().objects();
+    assert_eq!((&paused[0]["state"], &paused[0]["reason"]), (&json!("paused"), &json!("the bank is closed")));
+    assert_eq!(home.run(&["triggers", "--json"]).done().objects(), paused);
+    until(|| worker.get("/readyz").contains("the bank is closed")).expect("the worker knows it");
+    home.run(&["put", "trips", "row", "BASE", "1"]).done();
+    let shards = home.run(&["shards", "--json"]).done().objects();
+    assert!(!lag_is_gone(&shards) && !home.path("out").exists(), "{shards:?}");
+    home.run(&["triggers", "resume", "bill"]).done();
+    home.until(&["shards"], lag_is_gone);
+    assert_eq!(fs::read_to_string(home.path("out")).unwrap(), "called\n");
+    home.run(&["triggers", "pause", "none", "--reason", "x"]).ended(4);
+}

@@ -1,133 +1,135 @@
-//! The command line: a file per noun, a function per verb. Data goes to stdout, talk to stderr.
+//! The command line: a file per noun, a function per verb. Data goes to stdout, talk to stderr; `--json` makes the data one
+//! object a line.
 //!
-//! Verbs read and write the store itself, so they work whether a worker runs or not.
+//! All verbs but `run` read and write the same tables as the workers do, so they work whether or not one is running.
 
-mod cells;
-mod home;
+mod check;
+mod crew;
+mod exit;
+mod get;
+mod init;
+mod lines;
+mod observe;
+mod open;
+mod output;
 mod parked;
+mod put;
 mod run;
 mod shards;
-mod store;
+mod tail;
 mod triggers;
 
+use crate::config::{Config, ConfigError, Environment, load};
 use clap::{Parser, Subcommand};
-use home::Home;
+use exit::Done;
+use output::Output;
 use std::{path::PathBuf, process::ExitCode};
 
-/// How a verb ended; the exit code says it to scripts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
-    /// 0: all of it was done.
-    Done,
-    /// 1: it failed.
-    Failed,
-    /// 2: the command line or the config is wrong.
-    Usage,
-    /// 3: some of the input was refused, or is in conflict.
-    Refused,
-    /// 4: what was asked for is not there.
-    NotFound,
-    /// 5: the store is out of reach.
-    OutOfReach,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Done => 0,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Refused => 3,
-            Exit::NotFound => 4,
-            Exit::OutOfReach => 5,
-        })
-    }
-}
-
-/// Calls your code for every change, and never loses one.
+/// A daemon that calls your code for every change, and never loses one.
 #[derive(Debug, Parser)]
-#[command(name = "cellhook", version, after_help = "Example: cellhook put trips trip-1 BASE '{\"fare\": 12}'")]
-struct Arguments {
-    /// The config file; else $CELLHOOK_CONFIG, ./config/cellhook.toml, /etc/cellhook/cellhook.toml
+#[command(name = "cellhook", version, max_term_width = 120, after_help = exit::CODES)]
+struct Cli {
+    /// The config file; else $CELLHOOK_CONFIG, ./config/cellhook.toml or /etc/cellhook/cellhook.toml.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Print data as JSON, one object a line.
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Start a worker
-    #[command(after_help = "Example: cellhook run --config /etc/cellhook/cellhook.toml")]
-    Run,
-    /// Make the tables of the config's datastores and group; what exists stays as it is
-    #[command(after_help = "Example: cellhook init")]
+    /// Work: take shards, call handlers, until SIGTERM or SIGINT. SIGHUP reads the triggers of the config again.
+    Run(run::Args),
+    /// Make the tables that the config needs and that are missing.
     Init,
-    /// Prove a config without starting anything, and print what it comes to, secrets hidden
-    #[command(after_help = "Example: cellhook check --config new.toml")]
+    /// Prove the config without starting anything, and print what it comes to; secrets are hidden.
     Check,
-    /// Append one cell, or the cells of a file
-    #[command(
-        after_help = "Examples:\n  cellhook put trips trip-1 BASE '{\"fare\": 12}'\n  cellhook put trips --file cells.ndjson"
-    )]
-    Put(cells::Put),
-    /// Print the latest cell of a column, one version of it, or a whole row
-    #[command(after_help = "Example: cellhook get trips trip-1 STATUS")]
-    Get(cells::Get),
-    /// Print the log of a datastore's shards
-    #[command(after_help = "Example: cellhook tail trips --shard 3 --from 2026-11-21T10:00:00Z --follow")]
-    Tail(cells::Tail),
-    /// List the shards: who owns them, and how far behind each trigger is
-    #[command(after_help = "Example: cellhook shards trips --json")]
-    Shards(shards::Shards),
-    /// Parked cells: list, retry, drop
-    #[command(after_help = "Example: cellhook parked retry bill_rider --state dead --all")]
-    Parked(parked::Parked),
-    /// Triggers: list, pause, resume
-    #[command(after_help = "Example: cellhook triggers pause bill_rider --reason 'processor is down'")]
-    Triggers(triggers::Triggers),
+    /// Append one cell, or those of a file.
+    Put(put::Args),
+    /// Print a cell's body: the latest of a column, or that of a ref key. Without a column: the row's cells.
+    Get(get::Args),
+    /// Print the cells of a datastore in the order of its logs.
+    Tail(tail::Args),
+    /// List shards: owner, epoch, tip, and how far each trigger is behind.
+    Shards(shards::Args),
+    /// Cells taken out of the window with failed attempts: list them, try them again, give them up.
+    Parked(parked::Args),
+    /// Registered triggers: list, pause, resume.
+    Triggers(triggers::Args),
 }
 
-/// Parses the command line and does what it says.
+/// What every verb is given.
+struct Context {
+    file: Option<PathBuf>,
+    environment: Environment,
+    output: Output,
+}
+
+impl Context {
+    fn config(&self) -> Result<Config, ConfigError> {
+        load(self.file.as_deref(), &self.environment)
+    }
+}
+
+/// The program: reads the command line, does what it says, and gives the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Arguments { config, verb } = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            // Also the way of --help and --version, which are no errors.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
-        }
+    // A wrong command line ends here, with code 2.
+    let Cli { config, json, verb } = Cli::parse();
+    let mut context = Context { file: config, environment: Environment::of_process(), output: Output::to_stdout(json) };
+    exit::code(act(&mut context, verb))
+}
+
+fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
+    let mut runtime = match verb {
+        Verb::Run(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("cellhook: cannot start: {error}");
-            return Exit::Failed.into();
-        }
-    };
-    let result = runtime.block_on(async {
-        let home = Home::load(config)?;
+    let runtime = runtime.enable_all().build()?;
+    let done = runtime.block_on(async {
         match verb {
-            Verb::Run => run::run(home).await,
-            Verb::Init => store::init(&home).await,
-            Verb::Check => Ok(store::check(&home)),
-            Verb::Put(put) => cells::put(&home, put).await,
-            Verb::Get(get) => cells::get(&home, get).await,
-            Verb::Tail(tail) => cells::tail(&home, tail).await,
-            Verb::Shards(shards) => shards::list(&home, shards).await,
-            Verb::Parked(parked) => parked::parked(&home, parked).await,
-            Verb::Triggers(triggers) => triggers::triggers(&home, triggers).await,
+            Verb::Run(args) => run::run(context, args).await,
+            Verb::Init => init::init(context).await,
+            Verb::Check => check::check(context),
+            Verb::Put(args) => put::put(context, args).await,
+            Verb::Get(args) => get::get(context, args).await,
+            Verb::Tail(args) => tail::tail(context, args).await,
+            Verb::Shards(args) => shards::shards(context, args).await,
+            Verb::Parked(args) => parked::parked(context, args).await,
+            Verb::Triggers(args) => triggers::triggers(context, args).await,
         }
     });
-    // A reader of standard input that is stuck in the system must not hold the exit.
+    // A thread that blocks on stdin must not keep the process.
     runtime.shutdown_background();
-    result
-        .unwrap_or_else(|error| {
-            if !error.chain().any(home::is_closed_pipe) {
-                eprintln!("cellhook: {error:#}");
-            }
-            home::exit_of(&error)
-        })
-        .into()
+    context.output.flush().and(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bare_noun_lists() {
+        for line in
+            ["parked --trigger t --state dead", "parked list --trigger t", "triggers", "triggers list", "shards"]
+        {
+            let words = std::iter::once("cellhook").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+        for line in
+            ["put trips", "put trips row column", "put trips row column {} --file f", "get trips", "parked retry"]
+        {
+            let words = std::iter::once("cellhook").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
 }

@@ -1,110 +1,164 @@
-//! `shards`: who owns what, and how far behind.
+//! `shards`: who works on what, and how far each trigger is behind. From the tables alone, so that it tells the truth of
+//! them and not a worker's.
 
-use super::{
-    Exit,
-    home::{Home, chosen, print_json, print_line, tips},
-};
+use super::{Context, exit::Done, open::Open};
 use crate::{
-    cell::{AddedId, Lease, Name, ShardId, Tip, TriggerId, clock},
+    cell::{AddedId, Checkpoint, Consistency, Lease, Log, Millis, Name, ShardId, Tip, TriggerRecord, clock},
     checkpoint::Window,
-    store::Cells,
-    tail,
 };
-use clap::Args;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Arguments of `shards`.
-#[derive(Debug, Args)]
-pub(super) struct Shards {
-    /// One datastore; default: all of the config
+/// Reads at a time.
+const PARALLEL: usize = 16;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// One datastore; without it, all of the config.
     datastore: Option<Name>,
-    /// One JSON object a line
-    #[arg(long)]
-    json: bool,
 }
 
+/// One shard. What was never written, claimed or started is null.
 #[derive(Serialize)]
-struct Line {
-    datastore: Name,
+struct ShardLine<'a> {
+    datastore: &'a Name,
     shard: u32,
     owner: Option<String>,
     epoch: u64,
     tip: u64,
-    triggers: BTreeMap<String, Progress>,
+    triggers: BTreeMap<&'a str, Standing>,
 }
 
-#[derive(Serialize)]
-struct Progress {
-    low_water: u64,
-    lag_cells: u64,
-    lag_seconds: f64,
+/// How far a trigger is on a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+struct Standing {
+    low_water: Option<u64>,
+    lag_cells: Option<u64>,
+    lag_seconds: Option<f64>,
 }
 
-/// Lists the shards.
-pub(super) async fn list(home: &Home, shards: Shards) -> anyhow::Result<Exit> {
-    let store = home.store().await?;
-    let ledger = home.ledger(&store).await?;
-    let names: BTreeMap<TriggerId, Name> =
-        ledger.triggers().await?.into_iter().map(|record| (record.id, record.name)).collect();
-    for name in chosen(home, shards.datastore.as_ref()) {
-        let cells = home.cells(&store, name).await?;
-        let tips: BTreeMap<ShardId, Tip> = tips(&cells).await?.into_iter().map(|tip| (tip.shard, tip)).collect();
-        let leases = ledger.leases(name).await?;
-        let leases: BTreeMap<ShardId, Lease> = leases.into_iter().map(|lease| (lease.shard.shard, lease)).collect();
-        if !shards.json {
-            print_line(format_args!("{:<8} {:<18} {:>6} {:>10}  LAG", "SHARD", "OWNER", "EPOCH", "TIP"))?;
-        }
-        for shard in cells.datastore().all_shards() {
-            let line = line(&cells, shard, tips.get(&shard), leases.get(&shard), &names).await?;
-            if shards.json {
-                print_json(&line)?;
+pub(super) async fn shards(context: &mut Context, args: Args) -> anyhow::Result<Done> {
+    let open = Open::new(context).await?;
+    let names = match args.datastore {
+        Some(name) => vec![name],
+        None => open.config.datastores.keys().cloned().collect(),
+    };
+    let ledger = open.ledger().await?;
+    let triggers = ledger.triggers().await?;
+    let mut rows = Vec::new();
+    for name in names {
+        let log = open.datastore(&name).await?;
+        let triggers: Vec<&TriggerRecord> = triggers.iter().filter(|trigger| trigger.source == name).collect();
+        let tips = tips(log.as_ref()).await?;
+        let leases = ledger.leases(&name).await?;
+        let leases: BTreeMap<ShardId, &Lease> = leases.iter().map(|lease| (lease.shard.shard, lease)).collect();
+        let lines = stream::iter(log.datastore().all_shards()).map(async |shard| {
+            let (tip, lease) = (tips.get(&shard), leases.get(&shard).copied());
+            line(log.as_ref(), shard, tip, lease, &triggers).await
+        });
+        let lines: Vec<ShardLine<'_>> = lines.buffered(PARALLEL).try_collect().await?;
+        for line in lines {
+            if context.output.is_json() {
+                context.output.object(&line)?;
             } else {
-                let lag = line
-                    .triggers
-                    .iter()
-                    .map(|(name, p)| format!("{name} {} cells, {:.0} s", p.lag_cells, p.lag_seconds));
-                let lag = lag.collect::<Vec<_>>().join("; ");
-                let owner = line.owner.as_deref().unwrap_or("-");
-                print_line(format_args!("{:<8} {owner:<18} {:>6} {:>10}  {lag}", line.shard, line.epoch, line.tip))?;
+                rows.extend(table_rows(&line));
             }
         }
     }
-    Ok(Exit::Done)
+    let headings = ["DATASTORE", "SHARD", "OWNER", "EPOCH", "TIP", "TRIGGER", "LOW_WATER", "LAG_CELLS", "LAG_SECONDS"];
+    context.output.table(headings, &rows)?;
+    Ok(Done::All)
 }
 
-async fn line(
-    cells: &Cells,
+async fn tips(log: &dyn Log) -> anyhow::Result<BTreeMap<ShardId, Tip>> {
+    let reads = stream::iter(0..log.datastore().buckets()).map(|bucket| log.tips(bucket, Consistency::Strong));
+    let buckets: Vec<Vec<Tip>> = reads.buffer_unordered(PARALLEL).try_collect().await?;
+    Ok(buckets.into_iter().flatten().map(|tip| (tip.shard, tip)).collect())
+}
+
+async fn line<'a>(
+    log: &'a dyn Log,
     shard: ShardId,
     tip: Option<&Tip>,
     lease: Option<&Lease>,
-    names: &BTreeMap<TriggerId, Name>,
-) -> anyhow::Result<Line> {
+    triggers: &[&'a TriggerRecord],
+) -> anyhow::Result<ShardLine<'a>> {
     let tip = tip.map_or(AddedId(0), |tip| tip.tip);
-    let mut triggers = BTreeMap::new();
-    for (id, checkpoint) in lease.into_iter().flat_map(|lease| &lease.checkpoints) {
-        // A retired trigger's checkpoint stays in the lease.
-        let Some(name) = names.get(id) else { continue };
-        let low = checkpoint.low;
-        let beyond = Window::resume(low, &checkpoint.done)?.done_beyond();
-        let lag_cells = tip.0.saturating_sub(low.0).saturating_sub(beyond);
-        let lag_seconds = if lag_cells == 0 { 0.0 } else { age(cells, shard, low).await? };
-        triggers.insert(name.to_string(), Progress { low_water: low.0, lag_cells, lag_seconds });
+    let mut standings = BTreeMap::new();
+    for trigger in triggers {
+        let checkpoint = lease.and_then(|lease| lease.checkpoints.get(&trigger.id));
+        let mut standing = standing(checkpoint, tip);
+        if let (Some(low), Some(1..)) = (standing.low_water, standing.lag_cells) {
+            let next = log.page(shard, AddedId(low), 1, Consistency::Eventual).await?;
+            let since = next.first().map(|segment| segment.created_at);
+            standing.lag_seconds = Some(since.map_or(0.0, |since| seconds(since, clock::wall())));
+        }
+        standings.insert(trigger.name.as_str(), standing);
     }
-    Ok(Line {
-        datastore: cells.datastore().name.clone(),
+    Ok(ShardLine {
+        datastore: &log.datastore().name,
         shard: shard.0,
         owner: lease.and_then(|lease| lease.owner.as_ref()).map(ToString::to_string),
         epoch: lease.map_or(0, |lease| lease.epoch.0),
         tip: tip.0,
-        triggers,
+        triggers: standings,
     })
 }
 
-/// Age of the first cell above a place, in seconds.
-async fn age(cells: &Cells, shard: ShardId, low: AddedId) -> anyhow::Result<f64> {
-    let page = tail::cells(&**cells.log(), shard, low, 1).await?;
-    let age = page.cells.first().map_or(0, |cell| clock::wall().0 - cell.created_at.0);
-    #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
-    Ok(age.max(0) as f64 / 1000.0)
+/// What can be told without reading the log.
+fn standing(checkpoint: Option<&Checkpoint>, tip: AddedId) -> Standing {
+    let Some(Checkpoint { low, done, .. }) = checkpoint else {
+        // A trigger that was not started on a shard without cells has nothing to do there.
+        let nothing = tip == AddedId(0);
+        return Standing { low_water: None, lag_cells: nothing.then_some(0), lag_seconds: nothing.then_some(0.0) };
+    };
+    let done_beyond = Window::resume(*low, done).map_or(0, |window| window.done_beyond());
+    let lag = tip.0.saturating_sub(low.0).saturating_sub(done_beyond);
+    Standing { low_water: Some(low.0), lag_cells: Some(lag), lag_seconds: (lag == 0).then_some(0.0) }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn seconds(since: Millis, now: Millis) -> f64 {
+    now.0.saturating_sub(since.0).max(0) as f64 / 1000.0
+}
+
+fn table_rows(line: &ShardLine<'_>) -> Vec<[String; 9]> {
+    let number = |number: Option<u64>| number.map_or_else(|| "-".into(), |number| number.to_string());
+    let row = |trigger: &str, standing: Standing| {
+        [
+            line.datastore.to_string(),
+            line.shard.to_string(),
+            line.owner.clone().unwrap_or_else(|| "-".into()),
+            line.epoch.to_string(),
+            line.tip.to_string(),
+            trigger.into(),
+            number(standing.low_water),
+            number(standing.lag_cells),
+            standing.lag_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds:.1}")),
+        ]
+    };
+    if line.triggers.is_empty() {
+        return vec![row("-", Standing::default())];
+    }
+    line.triggers.iter().map(|(trigger, standing)| row(trigger, *standing)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_counts_what_is_not_done() {
+        let mut window = Window::new(AddedId(10));
+        window.finish(AddedId(12));
+        let checkpoint = Checkpoint { low: window.low(), done: window.encode().0, ..Checkpoint::default() };
+        let at = |tip| standing(Some(&checkpoint), AddedId(tip));
+        assert_eq!(at(15), Standing { low_water: Some(10), lag_cells: Some(4), lag_seconds: None });
+        let done = Checkpoint { low: AddedId(15), ..Checkpoint::default() };
+        let done = standing(Some(&done), AddedId(15));
+        assert_eq!(done, Standing { low_water: Some(15), lag_cells: Some(0), lag_seconds: Some(0.0) });
+        assert_eq!(standing(None, AddedId(0)).lag_cells, Some(0));
+        assert_eq!(standing(None, AddedId(3)).lag_cells, None);
+    }
 }

@@ -7,7 +7,9 @@ use crate::{
         Name,
         setting::{BadSetting, duration, lasts, size, within},
     },
-    dispatch, handler, lease, process, store, tail,
+    dispatch,
+    filter::Filter,
+    handler, lease, process, store, tail,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -233,6 +235,9 @@ fn check(config: &Config) -> Result<(), BadSetting> {
     for (name, trigger) in &config.triggers {
         let table = format!("triggers.{name}");
         under(&table, trigger.check())?;
+        if let Err(error) = Filter::new(&trigger.columns, trigger.filter.as_deref()) {
+            return Err(BadSetting::new(format!("{table}.filter"), error.to_string()));
+        }
         let source = &trigger.source;
         known(config, &format!("{table}.source"), source)?;
         if let handler::Config::Cells(handler) = &trigger.handler {

@@ -117,6 +117,10 @@ fn what_is_wrong_is_told_with_line_key_and_suggestion() {
             "[datastores.a]\n[triggers.t]\nsource = \"a\"\n[triggers.t.handler]\nkind = \"exec\"\ncommand = []\n",
             "c.toml:4: triggers.t.handler: command is empty",
         ),
+        (
+            "[datastores.a]\n[triggers.t]\nsource = \"a\"\nhandler = { kind = \"log\" }\nfilter = \"data. >\"\n",
+            "c.toml:5: triggers.t.filter: line 1",
+        ),
         ("[triggers.t]\nmode = \"live\"\n", "c.toml:2: triggers.t.mode: unknown key `mode`"),
         (
             "[triggers.t.window]\ncells = 1\ncell = 1\n",

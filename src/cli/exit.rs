@@ -1,0 +1,117 @@
+//! How a verb ends, as scripts see it.
+
+use crate::{
+    cell::{ErrorKind, NameError, StoreError, chain},
+    config::ConfigError,
+    store::OpenError,
+    tail::TailError,
+    worker::WorkerError,
+};
+use std::{io, process::ExitCode, sync::Arc};
+
+/// For `--help`.
+pub(super) const CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or config, 3 some input refused or in conflict, \
+                                4 not found, 5 store out of reach, 75 taken.";
+
+/// A verb that ran to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// All of it.
+    All,
+    /// Some input was refused, or in conflict with what is there.
+    Partly,
+    /// What was asked for is not there.
+    NotFound,
+}
+
+/// A verb that was asked for something that it cannot do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);
+
+/// What was asked for is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Absent(pub(super) String);
+
+/// Tells what went wrong and gives the code.
+pub(super) fn code(ended: anyhow::Result<Done>) -> ExitCode {
+    let code = match ended {
+        Ok(Done::All) => 0,
+        Ok(Done::Partly) => 3,
+        Ok(Done::NotFound) => 4,
+        // Whoever read our output has seen enough.
+        Err(error) if broken_pipe(&error) => 0,
+        Err(error) => {
+            eprintln!("cellhook: {}", chain(error.as_ref()));
+            code_of(&error)
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn code_of(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of_cause).unwrap_or(1)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<ConfigError>() || cause.is::<Usage>() || cause.is::<NameError>() {
+        return Some(2);
+    }
+    if cause.is::<Absent>() {
+        return Some(4);
+    }
+    if let Some(error) = cause.downcast_ref::<StoreError>() {
+        return code_of_kind(error.kind);
+    }
+    if let Some(error) = cause.downcast_ref::<Arc<StoreError>>() {
+        return code_of_kind(error.kind);
+    }
+    if let Some(TailError::Store(error)) = cause.downcast_ref() {
+        return code_of_kind(error.kind);
+    }
+    if let Some(WorkerError::Store(error)) = cause.downcast_ref() {
+        return code_of_kind(error.kind);
+    }
+    match cause.downcast_ref::<OpenError>()? {
+        OpenError::Store(error) => code_of_kind(error.kind),
+        OpenError::File(_) => Some(5),
+        // What the config says and what is there do not fit, or `init` was not run.
+        _ => Some(2),
+    }
+}
+
+fn code_of_kind(kind: ErrorKind) -> Option<u8> {
+    match kind {
+        ErrorKind::Invalid | ErrorKind::Undecodable => None,
+        ErrorKind::MissingTable => Some(2),
+        ErrorKind::Unanswered
+        | ErrorKind::Throttled
+        | ErrorKind::Conflict
+        | ErrorKind::Denied
+        | ErrorKind::Credentials
+        | ErrorKind::Broken => Some(5),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_decides_the_code_however_deep_it_lies() {
+        let store = |kind| StoreError { kind, table: "trips.log".into(), operation: "Query", source: None };
+        let wrapped = |error: anyhow::Error| code_of(&error.context("while listing"));
+        assert_eq!(wrapped(store(ErrorKind::Unanswered).into()), 5);
+        assert_eq!(wrapped(store(ErrorKind::MissingTable).into()), 2);
+        assert_eq!(wrapped(OpenError::Store(store(ErrorKind::Denied)).into()), 5);
+        assert_eq!(wrapped(TailError::Store(store(ErrorKind::Throttled)).into()), 5);
+        assert_eq!(wrapped(Usage("no".into()).into()), 2);
+        assert_eq!(wrapped(Absent("no".into()).into()), 4);
+        assert_eq!(wrapped(anyhow::anyhow!("other")), 1);
+    }
+}

@@ -1,0 +1,74 @@
+//! The store that the config names, opened; nothing is made.
+
+use super::{
+    Context,
+    exit::{Absent, Usage},
+};
+use crate::{
+    cell::{Ledger, Log, Name, SessionState, ShardRef, TriggerRecord},
+    config::Config,
+    store::{OpenError, Store},
+};
+use std::{collections::BTreeSet, sync::Arc};
+
+/// A config and its store.
+pub(super) struct Open {
+    pub(super) config: Config,
+    pub(super) store: Store,
+}
+
+impl Open {
+    pub(super) async fn new(context: &Context) -> anyhow::Result<Self> {
+        let config = context.config()?;
+        let store = Store::open(&config.store).await?;
+        Ok(Self { config, store })
+    }
+
+    /// A datastore of the config.
+    pub(super) async fn datastore(&self, name: &Name) -> anyhow::Result<Arc<dyn Log>> {
+        let Some(datastore) = self.config.datastores.get(name) else {
+            let known: Vec<&str> = self.config.datastores.keys().map(Name::as_str).collect();
+            let (file, known) = (self.config.file.display(), known.join(", "));
+            return Err(Usage(format!("{file} has no datastore {name}; it has: {known}")).into());
+        };
+        Ok(self.store.datastore(name, Some(datastore.shards)).await?)
+    }
+
+    /// The group's coordination.
+    pub(super) async fn ledger(&self) -> Result<Arc<dyn Ledger>, OpenError> {
+        self.store.ledger(&self.config.group).await
+    }
+}
+
+/// A registered trigger by its name.
+pub(super) async fn trigger(ledger: &dyn Ledger, name: &Name) -> anyhow::Result<TriggerRecord> {
+    let triggers = ledger.triggers().await?;
+    let known: Vec<String> = triggers.iter().map(|trigger| trigger.name.to_string()).collect();
+    let found = triggers.into_iter().find(|trigger| trigger.name == *name);
+    found.ok_or_else(|| {
+        let known = if known.is_empty() { "none is".into() } else { format!("known: {}", known.join(", ")) };
+        Absent(format!("no trigger {name} is registered in this group; {known}")).into()
+    })
+}
+
+/// Asks the owners of these shards to look at them again. A hint: when it is lost, they look by themselves, later.
+pub(super) async fn nudge_owners(ledger: &dyn Ledger, shards: &BTreeSet<ShardRef>) {
+    let mut owners = BTreeSet::new();
+    for shard in shards {
+        if let Ok(Some(lease)) = ledger.lease(shard).await {
+            owners.extend(lease.owner);
+        }
+    }
+    for owner in owners {
+        let _ = ledger.nudge(&owner).await;
+    }
+}
+
+/// Asks all workers to look at their leases and triggers again. A hint as well.
+pub(super) async fn nudge_all(ledger: &dyn Ledger) {
+    for session in ledger.sessions().await.unwrap_or_default() {
+        if session.state != SessionState::Dead {
+            let _ = ledger.nudge(&session.id).await;
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Data on its way to stdout: tables for people, one JSON object a line for programs.
+
+use crate::cell::{Cell, Millis};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::io::{self, BufWriter, Write};
+
+/// Where data goes.
+pub(super) struct Output {
+    json: bool,
+    to: BufWriter<Box<dyn Write>>,
+}
+
+/// A cell, as every verb prints it.
+#[derive(Serialize)]
+pub(super) struct CellLine<'a> {
+    pub(super) row_key: &'a str,
+    pub(super) column: &'a str,
+    pub(super) ref_key: u64,
+    pub(super) shard: u32,
+    pub(super) added_id: u64,
+    pub(super) created_at: i64,
+    /// The very text that was put, as JSON and not as a string.
+    pub(super) body: Box<serde_json::value::RawValue>,
+}
+
+impl<'a> CellLine<'a> {
+    pub(super) fn of(cell: &'a Cell) -> anyhow::Result<Self> {
+        Ok(Self {
+            row_key: &cell.key.row_key,
+            column: &cell.key.column,
+            ref_key: cell.key.ref_key,
+            shard: cell.shard.0,
+            added_id: cell.added_id.0,
+            created_at: cell.created_at.0,
+            body: one_line(&cell.body)?,
+        })
+    }
+}
+
+/// The same JSON without line breaks, which it can only have between its parts.
+fn one_line(body: &str) -> serde_json::Result<Box<serde_json::value::RawValue>> {
+    serde_json::value::RawValue::from_string(body.replace(['\n', '\r'], " "))
+}
+
+impl Output {
+    pub(super) fn to_stdout(json: bool) -> Self {
+        Self { json, to: BufWriter::new(Box::new(io::stdout())) }
+    }
+
+    /// Whether a program reads it.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A line of text.
+    pub(super) fn text(&mut self, text: &str) -> anyhow::Result<()> {
+        Ok(writeln!(self.to, "{text}")?)
+    }
+
+    /// An object on a line of its own.
+    pub(super) fn object(&mut self, object: &impl Serialize) -> anyhow::Result<()> {
+        let text = serde_json::to_string(object)?;
+        self.text(&text)
+    }
+
+    /// Rows under their headings, each column as wide as its longest text. Nothing at all for no rows.
+    pub(super) fn table<const N: usize>(&mut self, headings: [&str; N], rows: &[[String; N]]) -> anyhow::Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let cells = |row: &[String; N]| row.each_ref().map(|text| plain(text));
+        let rows: Vec<[String; N]> = rows.iter().map(cells).collect();
+        let mut widths = headings.map(str::len);
+        for row in &rows {
+            for (width, text) in widths.iter_mut().zip(row) {
+                *width = (*width).max(text.chars().count());
+            }
+        }
+        self.row(&headings.map(String::from), &widths)?;
+        rows.iter().try_for_each(|row| self.row(row, &widths))
+    }
+
+    fn row<const N: usize>(&mut self, row: &[String; N], widths: &[usize; N]) -> anyhow::Result<()> {
+        let mut line = String::new();
+        for (text, width) in row.iter().zip(widths) {
+            line.push_str(&format!("{text:width$}  "));
+        }
+        self.text(line.trim_end())
+    }
+
+    /// What was printed so far is seen now.
+    pub(super) fn flush(&mut self) -> anyhow::Result<()> {
+        Ok(self.to.flush()?)
+    }
+}
+
+/// Text that somebody else wrote, without what a terminal would obey.
+pub(super) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            plain.extend(c.escape_default());
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
+/// A time for people.
+pub(super) fn time(at: Millis) -> String {
+    Timestamp::from_millisecond(at.0).map_or_else(|_| at.to_string(), |time| format!("{time:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        rc::Rc,
+        sync::{Mutex, PoisonError},
+    };
+
+    #[derive(Clone, Default)]
+    struct Page(Rc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_texts_and_obey_no_one() {
+        let page = Page::default();
+        let mut output = Output { json: false, to: BufWriter::new(Box::new(page.clone())) };
+        let rows = [["a\u{1b}[2J".into(), "1".into()], ["é".into(), "222".into()]];
+        output.table(["ROW", "N"], &rows).unwrap();
+        output.flush().unwrap();
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "ROW         N\na\\u{1b}[2J  1\né           222\n");
+    }
+
+    #[test]
+    fn a_body_stays_the_text_that_it_was_on_one_line() {
+        assert_eq!(
+            one_line("{\n \"a\": 12345678901234567890.0 }").unwrap().get(),
+            "{  \"a\": 12345678901234567890.0 }"
+        );
+    }
+
+    #[test]
+    fn times_are_readable() {
+        assert_eq!(time(Millis(1_500)), "1970-01-01T00:00:01.500Z");
+    }
+}

@@ -1,0 +1,158 @@
+//! `tail`: the cells of a datastore, in the order of its logs.
+
+use super::{
+    Context,
+    exit::{Done, Usage},
+    open::Open,
+    output::{CellLine, Output, plain, time},
+};
+use crate::{
+    cell::{AddedId, Cell, Consistency, Log, Millis, Name, ShardId, clock, setting::duration},
+    tail,
+};
+use std::{collections::BTreeMap, str::FromStr};
+
+/// Cells that are read at a time.
+const PAGE: usize = 500;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The datastore.
+    datastore: Name,
+    /// One shard; without it, all of them, each in its own order.
+    #[arg(long, value_name = "N")]
+    shard: Option<u32>,
+    /// Where to begin: oldest, newest, a time ("2026-11-21T10:00:00Z"), so long ago ("1h"), or, with --shard, the added ID of
+    /// the first cell.
+    #[arg(long, value_name = "X", default_value = "oldest")]
+    from: From,
+    /// Go on with the cells that are appended later.
+    #[arg(long)]
+    follow: bool,
+}
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    Oldest,
+    Newest,
+    At(Millis),
+    Place(AddedId),
+}
+
+impl FromStr for From {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(place) = text.parse() {
+            return Ok(Self::Place(AddedId(place)));
+        }
+        if let Ok(ago) = duration::parse(text) {
+            let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
+            return Ok(Self::At(Millis(clock::wall().0.saturating_sub(ago))));
+        }
+        match (text, text.parse::<jiff::Timestamp>()) {
+            ("oldest", _) => Ok(Self::Oldest),
+            ("newest", _) => Ok(Self::Newest),
+            (_, Ok(time)) => Ok(Self::At(Millis(time.as_millisecond()))),
+            _ => Err("it must be oldest, newest, a time such as 2026-11-21T10:00:00Z, so long ago such as 1h, or an added ID"
+                .into()),
+        }
+    }
+}
+
+pub(super) async fn tail(context: &mut Context, args: Args) -> anyhow::Result<Done> {
+    let open = Open::new(context).await?;
+    let log = open.datastore(&args.datastore).await?;
+    let shards = shards(&log, args.shard)?;
+    if matches!(args.from, From::Place(_)) && args.shard.is_none() {
+        return Err(Usage("an added ID is a place in one shard: say which with --shard".into()).into());
+    }
+    let mut after = BTreeMap::new();
+    for shard in shards {
+        let place = match args.from {
+            From::Oldest => tail::oldest(log.as_ref(), shard).await?,
+            From::Newest => tail::newest(log.as_ref(), shard).await?,
+            From::At(time) => tail::at_time(log.as_ref(), shard, time).await?,
+            From::Place(first) => AddedId(first.0.saturating_sub(1)),
+        };
+        after.insert(shard, place);
+    }
+    let (floor, ceiling) = (open.config.poll.floor, open.config.poll.ceiling);
+    let mut interval = floor;
+    let mut consistency = Consistency::Strong;
+    loop {
+        let moved = catch_up(&mut context.output, log.as_ref(), &mut after, consistency).await?;
+        if !args.follow {
+            return Ok(Done::All);
+        }
+        consistency = Consistency::Eventual;
+        interval = if moved { floor } else { interval.mul_f64(1.5).clamp(floor, ceiling) };
+        tokio::time::sleep(interval).await;
+    }
+}
+
+fn shards(log: &std::sync::Arc<dyn Log>, only: Option<u32>) -> Result<Vec<ShardId>, Usage> {
+    let datastore = log.datastore();
+    match only {
+        None => Ok(datastore.all_shards().collect()),
+        Some(shard) if shard < datastore.shards => Ok(vec![ShardId(shard)]),
+        Some(shard) => {
+            let (name, last) = (&datastore.name, datastore.shards - 1);
+            Err(Usage(format!("{name} has no shard {shard}; its shards are 0 to {last}")))
+        }
+    }
+}
+
+/// Prints what lies between the places and the tips. Says whether there was anything.
+async fn catch_up(
+    output: &mut Output,
+    log: &dyn Log,
+    after: &mut BTreeMap<ShardId, AddedId>,
+    consistency: Consistency,
+) -> anyhow::Result<bool> {
+    let mut moved = false;
+    let buckets: std::collections::BTreeSet<u32> = after.keys().map(|shard| log.datastore().bucket(*shard)).collect();
+    for bucket in buckets {
+        for tip in log.tips(bucket, consistency).await? {
+            let Some(place) = after.get_mut(&tip.shard) else { continue };
+            while *place < tip.tip {
+                let page = tail::cells(log, tip.shard, *place, PAGE).await?;
+                for cell in &page.cells {
+                    print(output, cell)?;
+                }
+                if page.next <= *place {
+                    // Not to be read yet; the next round looks again.
+                    break;
+                }
+                *place = page.next;
+                moved = true;
+                output.flush()?;
+            }
+        }
+    }
+    Ok(moved)
+}
+
+fn print(output: &mut Output, cell: &Cell) -> anyhow::Result<()> {
+    if output.is_json() {
+        return output.object(&CellLine::of(cell)?);
+    }
+    let Cell { key, shard, added_id, created_at, body } = cell;
+    let (row, column, body) = (plain(&key.row_key), plain(&key.column), plain(body));
+    output.text(&format!("{} {shard}/{added_id} {row} {column} {} {body}", time(*created_at), key.ref_key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beginnings_are_read() {
+        assert_eq!("oldest".parse(), Ok(From::Oldest));
+        assert_eq!("17".parse(), Ok(From::Place(AddedId(17))));
+        assert_eq!("1970-01-01T00:00:02Z".parse(), Ok(From::At(Millis(2000))));
+        assert!(matches!("1h".parse(), Ok(From::At(at)) if at < clock::wall()));
+        assert!("yesterday".parse::<From>().is_err());
+    }
+}
