@@ -1,13 +1,13 @@
 #!/bin/sh
 # Installs Amazon's DynamoDB Local 1.25.1, against which the conformance suite runs too, into the directory
-# $CELLHOOK_DYNAMODB_LOCAL (default: target/dynamodb-local of this project). Does nothing when it is there.
+# $HOOKTEST_DYNAMODB_LOCAL (default: target/dynamodb-local of this project). Does nothing when it is there.
 # Needs npm to fetch it (the package amplify-dynamodb-simulator carries it) and, to run it, Java 17 or later.
 # Its licence (LICENSE.txt beside it) asks for an AWS account and forbids redistribution: never commit it.
 set -eu
 
 package=amplify-dynamodb-simulator@2.9.30
 project=$(cd "$(dirname "$0")/.." && pwd)
-dir=${CELLHOOK_DYNAMODB_LOCAL:-$project/target/dynamodb-local}
+dir=${HOOKTEST_DYNAMODB_LOCAL:-$project/target/dynamodb-local}
 
 if [ -f "$dir/DynamoDBLocal.jar" ]; then
     echo "DynamoDB Local is installed in $dir"

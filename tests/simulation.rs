@@ -5,8 +5,8 @@
 //! stopped, and new ones start. The oracle watches what is applied to the twins and what the handlers said; it is never fed
 //! from what the daemon says of itself.
 //!
-//! More seeds: `CELLHOOK_SEEDS=100000 cargo test --release simulation -- --nocapture`; one seed with its trace:
-//! `CELLHOOK_SEED=42 cargo test --release simulation::one_seed -- --nocapture`.
+//! More seeds: `HOOKTEST_SEEDS=100000 cargo test --release simulation -- --nocapture`; one seed with its trace:
+//! `HOOKTEST_SEED=42 cargo test --release simulation::one_seed -- --nocapture`.
 
 mod network;
 mod oracle;
@@ -22,7 +22,7 @@ const DOSE: u64 = 1000;
 const DOSE_PLANTED: u64 = 200;
 
 fn seeds() -> u64 {
-    std::env::var("CELLHOOK_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(DOSE)
+    std::env::var("HOOKTEST_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(DOSE)
 }
 
 /// Runs seeds on as many threads as there are cores, until `stop` says enough.
@@ -77,7 +77,7 @@ fn no_seed_breaks_an_invariant() {
     println!("faults: {faults:?}");
     for (seed, outcome) in outcomes.iter().filter(|(_, outcome)| !outcome.violations.is_empty()) {
         println!("seed {seed}: {:#?}", &outcome.violations[..outcome.violations.len().min(5)]);
-        println!("replay: CELLHOOK_SEED={seed} cargo test --release simulation::one_seed -- --nocapture");
+        println!("replay: HOOKTEST_SEED={seed} cargo test --release simulation::one_seed -- --nocapture");
     }
     let bad: Vec<u64> = outcomes.iter().filter(|(_, o)| !o.violations.is_empty()).map(|(seed, _)| *seed).collect();
     assert!(bad.is_empty(), "seeds with violations: {bad:?}");
@@ -96,7 +96,7 @@ fn the_same_seed_gives_the_same_trace() {
 /// For a person: one seed, told.
 #[test]
 fn one_seed() {
-    let Some(seed) = std::env::var("CELLHOOK_SEED").ok().and_then(|seed| seed.parse().ok()) else { return };
+    let Some(seed) = std::env::var("HOOKTEST_SEED").ok().and_then(|seed| seed.parse().ok()) else { return };
     let outcome = run(seed, Swarm::draw(seed), "", true);
     println!("{outcome:#?}");
     assert!(outcome.violations.is_empty());

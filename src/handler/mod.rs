@@ -3,7 +3,7 @@
 //! * [`Exec`]: long-lived children that speak NDJSON (`talk` is the conversation, `child` a child's life, `pool` who
 //!   gets which call, `answer` and [`envelope`] the messages).
 //! * [`Command`]: one process per event.
-//! * [`Copy`]: appends to another datastore.
+//! * [`Copy`](struct@Copy): appends to another datastore.
 //! * [`Log`]: prints the event.
 //! * [`handler_fn`]: a closure of the program that links this crate.
 //!

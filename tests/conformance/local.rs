@@ -23,10 +23,10 @@ impl Drop for Server {
 
 impl Server {
     /// Starts DynamoDB Local in memory on a free port. `None`, said aloud, where it is not installed; with
-    /// `CELLHOOK_REQUIRE_ALL=1` that is a failure.
+    /// `HOOKTEST_REQUIRE_ALL=1` that is a failure.
     pub(crate) async fn start() -> Option<Self> {
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let dir = std::env::var_os("CELLHOOK_DYNAMODB_LOCAL").map(PathBuf::from);
+        let dir = std::env::var_os("HOOKTEST_DYNAMODB_LOCAL").map(PathBuf::from);
         let dir = dir.unwrap_or_else(|| project.join("target/dynamodb-local"));
         let java = Command::new("java").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         let why = match java {
@@ -36,7 +36,7 @@ impl Server {
         };
         if let Some(why) = why {
             let text = format!("SKIPPED: DynamoDB Local: {why}. Install it with: tests/install-dynamodb-local.sh");
-            assert!(std::env::var_os("CELLHOOK_REQUIRE_ALL").is_none_or(|all| all != "1"), "{text}");
+            assert!(std::env::var_os("HOOKTEST_REQUIRE_ALL").is_none_or(|all| all != "1"), "{text}");
             // Past the capture of the test harness, which would swallow it.
             use std::io::Write;
             let _ = writeln!(std::io::stderr(), "{text}");

@@ -68,3 +68,38 @@ async fn an_endpoint_where_nobody_listens_is_an_error_that_names_table_and_opera
     assert_eq!((&*error.table, error.operation), ("trips.cells", "GetItem"));
     assert!(store.describe().contains(&nobody.to_string()));
 }
+
+/// The first-run config on a server that speaks like DynamoDB: `init`, a worker, a cell, and what the handler answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bill_rider_runs_on_dynamodb_local() {
+    use std::process::{Command, Stdio};
+    let Some(server) = super::local::Server::start().await else { return };
+    let project = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cellhook = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellhook"));
+        command.args(["--config", "config/cellhook.toml"]).args(words).current_dir(project);
+        command
+            .env("CELLHOOK_STORE__KIND", "dynamodb")
+            .env("CELLHOOK_STORE__ENDPOINT", server.config().endpoint.unwrap());
+        command.env("CELLHOOK_POLL__CEILING", "200ms").env("CELLHOOK_METRICS__LISTEN", "off");
+        command.env("AWS_ACCESS_KEY_ID", "local").env("AWS_SECRET_ACCESS_KEY", "local").env("AWS_REGION", "us-east-1");
+        command.stdin(Stdio::null());
+        command
+    };
+    let missing = cellhook(&["run"]).output().unwrap();
+    let told = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(!missing.status.success() && told.contains("trips.cells") && told.contains("cellhook init"), "{told}");
+    assert!(cellhook(&["init"]).output().unwrap().status.success());
+    let mut worker = cellhook(&["run"]).stderr(Stdio::null()).spawn().unwrap();
+    assert!(cellhook(&["put", "trips", "trip-1", "BASE", r#"{"fare": 12}"#]).output().unwrap().status.success());
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    let status = loop {
+        let status = cellhook(&["get", "trips", "trip-1", "STATUS"]).output().unwrap();
+        if status.status.success() || tokio::time::Instant::now() > deadline {
+            break String::from_utf8(status.stdout).unwrap();
+        }
+    };
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    assert!(status.contains("\"is_completed\":true") || status.contains("\"is_completed\": true"), "{status:?}");
+}
