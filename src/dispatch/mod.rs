@@ -11,6 +11,8 @@ mod cursor;
 mod lane;
 mod rate;
 mod retry;
+#[cfg(test)]
+mod tests;
 mod trigger;
 
 pub use attempt::{Attempted, attempt};

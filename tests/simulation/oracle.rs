@@ -4,6 +4,7 @@
 //! and it is told by the handlers of each call. It keeps its own account of owners, epochs, checkpoints and parked cells.
 
 use cellhook::cell::*;
+use cellhook::dispatch::Order;
 use cellhook::store::{
     memory::{MemoryLedger, MemoryLog},
     segment::unpack,
@@ -43,7 +44,7 @@ struct Facts {
     log: Option<(Arc<MemoryLog>, Columns)>,
     /// Columns of cells, as far as they were asked for.
     columns: BTreeMap<(ShardId, AddedId), String>,
-    /// Calls under way and the last one started, by trigger, shard, row and epoch.
+    /// Calls under way and the last one started, by trigger, shard, row (none where the whole shard is in order) and epoch.
     rows: BTreeMap<(Name, ShardId, String, Epoch), (u32, AddedId)>,
     /// Epochs in which a trigger's shard was called.
     epochs: BTreeMap<(Name, ShardId), BTreeSet<Epoch>>,
@@ -135,12 +136,14 @@ impl Oracle {
     }
 
     /// A handler was called: I4, and the account of repeats.
-    pub(super) fn call(self: &Arc<Self>, event: &Event, ordered: bool) -> Witnessed {
+    pub(super) fn call(self: &Arc<Self>, event: &Event, order: Order) -> Witnessed {
         let mut facts = self.facts.lock().unwrap();
         facts.calls += 1;
         let cell = &event.cell;
         let place = (event.trigger.clone(), cell.shard, cell.added_id);
-        let row = (event.trigger.clone(), cell.shard, cell.key.row_key.to_string(), event.epoch);
+        let lane = if order == Order::Shard { String::new() } else { cell.key.row_key.to_string() };
+        let row = (event.trigger.clone(), cell.shard, lane, event.epoch);
+        let ordered = order != Order::None;
         let (under_way, last) = facts.rows.get(&row).copied().unwrap_or_default();
         if ordered && under_way > 0 {
             facts.violations.push(format!("I4: {row:?}: {} is called while {last} is under way", cell.added_id));

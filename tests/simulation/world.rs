@@ -147,14 +147,14 @@ struct Billing {
     oracle: Arc<Oracle>,
     weather: Arc<Mutex<Weather>>,
     failing: u64,
-    ordered: bool,
+    order: Order,
     host: u32,
 }
 
 impl Billing {
     async fn one(&self, event: Event, timeout: Duration) -> Verdict {
         let mut rng = fastrand::Rng::with_seed(self.weather.lock().unwrap().rng.u64(..));
-        let witnessed = self.oracle.call(&event, self.ordered);
+        let witnessed = self.oracle.call(&event, self.order);
         let note = |what: &str| {
             let (host, trigger, cell) = (self.host, &event.trigger, &event.cell);
             self.weather.lock().unwrap().note(format_args!(
@@ -263,7 +263,7 @@ impl World {
                 oracle: self.oracle.clone(),
                 weather: self.weather.clone(),
                 failing: self.swarm.failing,
-                ordered: order != Order::None,
+                order,
                 host,
             });
             TriggerSpec { name: trigger.clone(), config, handler }

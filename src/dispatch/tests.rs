@@ -1,0 +1,302 @@
+//! The cursor's decisions, told and asked without any I/O.
+
+use super::{Ballast, Config, Cursor, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig};
+use crate::{
+    cell::{
+        AddedId, Call, Cell, CellKey, Checkpoint, Handler, LaneChange, Log, Millis, Name, NewDatastore, ParkedState,
+        ShardId, ShardRef, TriggerId, TriggerRecord, TriggerState, Verdict,
+    },
+    filter::Filter,
+    store::{Cells, memory::MemoryLog},
+};
+use futures_util::future::BoxFuture;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+struct Nobody;
+
+impl Handler for Nobody {
+    fn call(self: Arc<Self>, _: Call) -> BoxFuture<'static, Vec<Verdict>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// A cursor and its clock.
+struct Bench {
+    cursor: Cursor,
+    now: Now,
+    record: TriggerRecord,
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut Config)) -> Self {
+        let log = Arc::new(MemoryLog::new(&NewDatastore { name: name("trips"), shards: 1 }));
+        let record = TriggerRecord {
+            id: TriggerId::from_stored("t"),
+            name: name("bill"),
+            source: name("trips"),
+            incarnation: log.datastore().incarnation.clone(),
+            state: TriggerState::Active,
+            generation: 0,
+            start: None,
+            revision: 0,
+        };
+        let mut config = Config { breaker: None, ..Config::new(name("trips")) };
+        change(&mut config);
+        let filter = Filter::new(&config.columns, config.filter.as_deref()).unwrap();
+        let trigger = Trigger::new(record.clone(), config, filter, Arc::new(Nobody), Cells::new(log));
+        let shard = ShardRef { source: name("trips"), shard: ShardId(0) };
+        let cursor = Cursor::new(Arc::new(trigger), shard, &Checkpoint::default()).unwrap();
+        Self { cursor, now: Now { instant: Instant::now(), wall: Millis(1_000_000) }, record }
+    }
+
+    /// Cells of these rows, from the next place on.
+    fn admit(&mut self, rows: &[&str]) {
+        let first = self.cursor.at().0 + 1;
+        let cell = |(row, added_id): (&&str, u64)| Cell {
+            key: CellKey { row_key: (*row).into(), column: "BASE".into(), ref_key: added_id },
+            shard: ShardId(0),
+            added_id: AddedId(added_id),
+            created_at: self.now.wall,
+            body: "{\"fare\":1}".into(),
+        };
+        let cells: Vec<Cell> = rows.iter().zip(first..).map(cell).collect();
+        self.cursor.admit(&cells, &Arc::new(Ballast::default()), self.now);
+    }
+
+    /// Everything that may be called now.
+    fn called(&mut self) -> Vec<Item> {
+        let mut all = Vec::new();
+        while let Some((items, _)) = self.cursor.take(self.now) {
+            all.extend(items);
+        }
+        all
+    }
+
+    fn ids(&mut self) -> Vec<u64> {
+        let items = self.called();
+        let ids = items.iter().map(|item| item.added_id.0).collect();
+        for item in items {
+            self.settle(item, Verdict::done());
+        }
+        ids
+    }
+
+    fn settle(&mut self, item: Item, verdict: Verdict) {
+        self.cursor.settle(item, verdict, false, self.now);
+    }
+
+    fn later(&mut self, time: Duration) {
+        self.now.instant += time;
+        self.now.wall.0 += i64::try_from(time.as_millis()).unwrap();
+        self.cursor.wake(self.now);
+    }
+
+    /// Writes until all is durable.
+    fn write(&mut self) -> (Checkpoint, Vec<LaneChange>) {
+        let mut all = Vec::new();
+        loop {
+            let (checkpoint, changes) = self.cursor.fill(90);
+            all.extend(changes);
+            self.cursor.written(self.now);
+            if self.cursor.is_clean() {
+                return (checkpoint, all);
+            }
+        }
+    }
+}
+
+fn failed(after: u64) -> Verdict {
+    Verdict::Failed { error: "no".into(), retry_after: Some(Duration::from_secs(after)) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_is_called_in_order_and_rows_side_by_side() {
+    let mut bench = Bench::new(|_| {});
+    bench.admit(&["a", "a", "b", "a"]);
+    assert_eq!(bench.ids(), [1, 3]);
+    assert_eq!(bench.ids(), [2]);
+    assert_eq!(bench.cursor.low(), AddedId(3));
+    assert_eq!(bench.ids(), [4]);
+    assert_eq!(bench.write().0.low, AddedId(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_bounds_what_a_new_owner_would_call_again() {
+    let mut bench = Bench::new(|config| config.window = WindowConfig { cells: 4, bytes: 1 << 20 });
+    bench.admit(&["a", "b", "c", "d", "e", "f"]);
+    assert_eq!(bench.cursor.at(), AddedId(4), "no more is taken in");
+    assert_eq!(bench.ids(), [1, 2, 3, 4]);
+    bench.admit(&["e", "f"]);
+    assert_eq!(bench.cursor.at(), AddedId(4), "finished cells count until their checkpoint is durable");
+    bench.write();
+    bench.admit(&["e", "f"]);
+    assert_eq!(bench.ids(), [5, 6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_retry_is_parked_with_what_waits_behind_it_and_the_checkpoint_moves() {
+    let mut bench = Bench::new(|_| {});
+    bench.admit(&["a", "a", "b"]);
+    let mut items = bench.called();
+    let (b, a) = (items.pop().unwrap(), items.pop().unwrap());
+    bench.settle(b, Verdict::done());
+    bench.settle(a, failed(60));
+    bench.admit(&["a"]);
+    let (checkpoint, changes) = bench.write();
+    assert_eq!(checkpoint.low, AddedId(4));
+    let states: Vec<_> = changes
+        .iter()
+        .map(|change| match change {
+            LaneChange::Put(parked) => (parked.added_id.0, parked.state),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    use ParkedState::{Retrying, Waiting};
+    assert_eq!(states, [(1, Retrying), (2, Waiting), (4, Waiting)]);
+    assert_eq!(bench.ids(), [0; 0]);
+    bench.later(Duration::from_secs(61));
+    assert_eq!((bench.ids(), bench.ids(), bench.ids()), (vec![1], vec![2], vec![4]), "in order when it is due");
+    let (_, changes) = bench.write();
+    assert!(
+        changes.len() == 3 && changes.iter().all(|change| matches!(change, LaneChange::Delete(p) if p.revision == 1))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_behind_a_retrying_cell_exhaust_it() {
+    let mut bench = Bench::new(|config| config.max_waiting = 2);
+    bench.admit(&["a"]);
+    let item = bench.called().pop().unwrap();
+    bench.settle(item, failed(600));
+    bench.admit(&["a", "a", "a"]);
+    assert_eq!(bench.cursor.dead(), 1);
+    assert_eq!((bench.ids(), bench.ids()), (vec![2], vec![3]), "the next of the row come");
+}
+
+#[tokio::test(start_paused = true)]
+async fn exhausted_cells_are_parked_dropped_or_block() {
+    for policy in [Exhausted::Park, Exhausted::Drop, Exhausted::Block] {
+        let mut bench = Bench::new(|config| {
+            config.retry.attempts = Some(2);
+            config.exhausted = policy;
+        });
+        bench.admit(&["a", "a"]);
+        for _ in 0..2 {
+            let item = bench.called().pop().unwrap();
+            bench.settle(item, failed(1));
+            bench.later(Duration::from_secs(2));
+        }
+        let next = bench.ids();
+        let (checkpoint, changes) = bench.write();
+        let dead = changes.iter().filter(|c| matches!(c, LaneChange::Put(p) if p.state == ParkedState::Dead)).count();
+        match policy {
+            Exhausted::Park => assert_eq!((next, checkpoint.low, dead), (vec![2], AddedId(2), 1)),
+            Exhausted::Drop => assert_eq!((next, checkpoint.low, dead), (vec![2], AddedId(2), 0)),
+            Exhausted::Block => assert_eq!((next, dead), (vec![], 0), "its row waits"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_dead_cells_pause_the_shard_until_the_trigger_is_resumed() {
+    let mut bench = Bench::new(|config| config.max_parked = 1);
+    bench.admit(&["a", "b", "c"]);
+    let mut items = bench.called();
+    let last = items.pop().unwrap();
+    for item in items {
+        bench.settle(item, Verdict::DeadLetter { error: "never".into() });
+    }
+    assert!(bench.cursor.pause().unwrap().contains("max_parked"));
+    bench.settle(last, failed(0));
+    bench.later(Duration::from_secs(1));
+    assert_eq!(bench.cursor.next(bench.now), Next::Idle);
+    assert!(bench.write().0.paused.is_some(), "the pause is stored");
+    bench.record.generation = 1;
+    bench.cursor.follow(&bench.record);
+    assert_eq!(bench.ids(), [3]);
+    assert_eq!(bench.write().0.dead, 0, "counted anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_that_was_interrupted_twice_comes_alone() {
+    let mut bench = Bench::new(|config| config.batch = 3);
+    bench.admit(&["a", "b", "c"]);
+    for _ in 0..2 {
+        let (items, _) = bench.cursor.take(bench.now).unwrap();
+        assert_eq!(items.len(), 3);
+        for item in items {
+            let verdict = if item.added_id == AddedId(1) {
+                Verdict::Interrupted { error: "the child ended".into() }
+            } else {
+                Verdict::Snooze { after: Duration::from_millis(100) }
+            };
+            bench.settle(item, verdict);
+        }
+        bench.later(Duration::from_secs(1));
+    }
+    let (items, _) = bench.cursor.take(bench.now).unwrap();
+    assert_eq!((items.len(), items[0].interruptions, items[0].attempts), (1, 2, 0), "alone, and it cost no attempt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn strict_order_waits_for_its_head_however_long() {
+    let mut bench = Bench::new(|config| config.order = Order::Shard);
+    bench.admit(&["a", "b"]);
+    let item = bench.called().pop().unwrap();
+    bench.settle(item, failed(3600));
+    let (checkpoint, changes) = bench.write();
+    assert_eq!((checkpoint.low, changes.len()), (AddedId(0), 0), "nothing is parked past it");
+    bench.later(Duration::from_secs(3599));
+    assert_eq!(bench.ids(), [0; 0]);
+    bench.later(Duration::from_secs(1));
+    assert_eq!((bench.ids(), bench.ids()), (vec![1], vec![2]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_and_finished_cells_travel_with_the_checkpoint() {
+    let mut bench = Bench::new(|_| {});
+    bench.admit(&["a", "b", "c"]);
+    let mut items = bench.called();
+    bench.settle(items.pop().unwrap(), Verdict::done());
+    bench.settle(items.pop().unwrap(), failed(1));
+    let (checkpoint, _) = bench.write();
+    let trigger = bench.cursor.trigger().clone();
+    let shard = ShardRef { source: name("trips"), shard: ShardId(0) };
+    bench.cursor = Cursor::new(trigger, shard, &checkpoint).unwrap();
+    bench.admit(&["a", "b", "c"]);
+    let items = bench.called();
+    let called: Vec<_> = items.iter().map(|item| (item.added_id.0, item.attempts)).collect();
+    assert_eq!(called, [(1, 0), (2, 1)], "the third is finished, the second has one attempt behind it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_that_fails_parks_the_cell_and_passes_none_over() {
+    let mut bench = Bench::new(|config| config.filter = Some("data.body.nothing > 1".into()));
+    bench.admit(&["a"]);
+    assert_eq!(bench.ids(), [0; 0]);
+    let (checkpoint, changes) = bench.write();
+    assert_eq!(checkpoint.low, AddedId(1));
+    assert!(
+        matches!(&changes[..], [LaneChange::Put(p)] if p.state == ParkedState::Dead && p.errors[0].contains("nothing"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_lingers_until_it_is_full_or_its_time_is_over() {
+    let mut bench = Bench::new(|config| {
+        config.batch = 3;
+        config.linger = Duration::from_millis(50);
+    });
+    bench.admit(&["a", "b"]);
+    assert_eq!(bench.cursor.next(bench.now), Next::At(bench.now.instant + Duration::from_millis(50)));
+    bench.admit(&["c"]);
+    assert_eq!(bench.cursor.take(bench.now).unwrap().0.len(), 3, "full");
+    bench.admit(&["d"]);
+    bench.later(Duration::from_millis(50));
+    assert_eq!(bench.cursor.take(bench.now).unwrap().0.len(), 1, "its time is over");
+}
