@@ -198,11 +198,18 @@ pub struct Parked {
     pub next_attempt_at: Millis,
     /// When it was first attempted or, for a waiting one, parked.
     pub since: Millis,
-    /// Grows with every write of this item; the condition of every change.
+    /// The condition of every change: drawn anew whenever the item is put, and grows with every update. Never the same for two
+    /// puts at one place, so that an operator's change that arrives late cannot meet a newer item (the model finds that loss).
     pub revision: u64,
 }
 
 impl Parked {
+    /// A revision for an item that is put: 1 or more, and practically never drawn twice.
+    #[must_use]
+    pub fn fresh_revision() -> u64 {
+        fastrand::u64(1..1 << 52)
+    }
+
     /// The lane that its state puts it in.
     #[must_use]
     pub fn lane(&self) -> Lane {
@@ -214,7 +221,8 @@ impl Parked {
 /// A change of one item of a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LaneChange {
-    /// Writes the item with revision 1, over whatever lies there: a cell that leaves the window.
+    /// Writes the item as it is, over whatever lies there: a cell that leaves the window. Its revision is a
+    /// [fresh one](Parked::fresh_revision).
     Put(Parked),
     /// Writes the item with `revision + 1`, on the condition that it is at `revision`.
     Update(Parked),

@@ -282,7 +282,10 @@ fn retried(parked: &Parked, now: Millis) -> Option<Vec<LaneChange>> {
     let again =
         Parked { state: ParkedState::Retrying, attempts: 0, since: now, next_attempt_at: now, ..parked.clone() };
     match parked.state {
-        ParkedState::Dead => Some(vec![LaneChange::Delete(parked.clone()), LaneChange::Put(again)]),
+        ParkedState::Dead => Some(vec![
+            LaneChange::Delete(parked.clone()),
+            LaneChange::Put(Parked { revision: Parked::fresh_revision(), ..again }),
+        ]),
         ParkedState::Retrying => Some(vec![LaneChange::Update(again)]),
         ParkedState::Waiting => None,
     }

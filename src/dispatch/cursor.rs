@@ -619,7 +619,7 @@ impl Cursor {
             errors: Vec::new(),
             next_attempt_at: Millis(0),
             since: now.wall,
-            revision: 0,
+            revision: Parked::fresh_revision(),
         }
     }
 
@@ -681,7 +681,7 @@ impl Cursor {
             }
         } else {
             match self.book.remove(item.added_id) {
-                Some(parked) => Parked { state: ParkedState::Dead, revision: 0, ..parked },
+                Some(parked) => Parked { state: ParkedState::Dead, revision: Parked::fresh_revision(), ..parked },
                 None => return self.leave_row(&item.lock, now),
             }
         };

@@ -85,7 +85,7 @@ impl LaneBook {
         change.active = Some(Active::Put);
         change.leaves = Some((id, parked.last));
         self.leaves += 1;
-        self.active.insert(id, Parked { revision: 0, ..parked });
+        self.active.insert(id, parked);
     }
 
     /// An active cell changes.
@@ -157,14 +157,8 @@ impl LaneBook {
     /// The write was accepted.
     pub(super) fn written(&mut self) {
         for (id, change) in std::mem::take(&mut self.sending) {
-            let revision = match change.active {
-                Some(Active::Put) => 1,
-                Some(Active::Update) => match self.revision(id) {
-                    Some(revision) => revision + 1,
-                    None => continue,
-                },
-                _ => continue,
-            };
+            let Some(Active::Update) = change.active else { continue };
+            let Some(revision) = self.revision(id).map(|revision| revision + 1) else { continue };
             if let Some(parked) = self.active.get_mut(&id) {
                 parked.revision = revision;
             } else if let Some(Active::Delete(parked)) = self.out.get_mut(&id).and_then(|out| out.active.as_mut()) {
@@ -234,7 +228,7 @@ impl LaneBook {
                 matches!(out.get(&id), Some(Change { active: Some(Active::Delete(_)), .. }))
             };
             let known = self.active.get(&id);
-            let newer = known.is_none_or(|known| known.revision < parked.revision);
+            let newer = known.is_none_or(|known| known.revision != parked.revision) && !unsent(&self.out, &id);
             if newer && !leaving(&self.out) && !leaving(&self.sending) && !self.sending.contains_key(&id) {
                 self.active.insert(id, parked);
                 fresh.push(id);

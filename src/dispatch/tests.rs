@@ -163,7 +163,7 @@ async fn a_long_retry_is_parked_with_what_waits_behind_it_and_the_checkpoint_mov
     assert_eq!((bench.ids(), bench.ids(), bench.ids()), (vec![1], vec![2], vec![4]), "in order when it is due");
     let (_, changes) = bench.write();
     assert!(
-        changes.len() == 3 && changes.iter().all(|change| matches!(change, LaneChange::Delete(p) if p.revision == 1))
+        changes.len() == 3 && changes.iter().all(|change| matches!(change, LaneChange::Delete(p) if p.revision > 0))
     );
 }
 

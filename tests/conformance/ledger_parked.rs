@@ -207,8 +207,12 @@ async fn a_put_overwrites(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let lease = held(&ledger).await;
     let lease = write(&ledger, &lease, vec![LaneChange::Put(Parked { revision: 77, ..retrying(1) })]).await;
-    assert_eq!(all(&ledger, &active()).await, [retrying(1)], "a put has revision 1");
-    let lease = write(&ledger, &lease, vec![LaneChange::Update(retrying(1))]).await;
+    assert_eq!(
+        all(&ledger, &active()).await,
+        [Parked { revision: 77, ..retrying(1) }],
+        "a put has the revision that it brings"
+    );
+    let lease = write(&ledger, &lease, vec![LaneChange::Update(Parked { revision: 77, ..retrying(1) })]).await;
     let fresh = Parked { attempts: 0, ..retrying(1) };
     write(&ledger, &lease, vec![LaneChange::Put(fresh.clone())]).await;
     assert_eq!(all(&ledger, &active()).await, [fresh], "whatever lay there");

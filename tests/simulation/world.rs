@@ -436,7 +436,9 @@ impl World {
                 let dead = self.oracle.parked(&lane(LaneKind::Dead), AddedId(0), 50).await.unwrap();
                 let Some(parked) = rng.choice(dead) else { return };
                 self.oracle.revived(&trigger.name, shard.shard, parked.added_id);
+                let revision = Parked::fresh_revision();
                 let again = Parked {
+                    revision,
                     state: ParkedState::Retrying,
                     attempts: 0,
                     next_attempt_at: clock::wall(),

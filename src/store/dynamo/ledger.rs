@@ -243,7 +243,7 @@ impl DynamoLedger {
             put.build().map(|put| TransactWriteItem::builder().put(put).build())
         };
         let action = match change {
-            LaneChange::Put(parked) => put(items::parked_item(parked, 1), None),
+            LaneChange::Put(parked) => put(items::parked_item(parked, parked.revision), None),
             LaneChange::Update(parked) => put(items::parked_item(parked, parked.revision + 1), Some(parked.revision)),
             LaneChange::Delete(parked) => Delete::builder()
                 .table_name(table)

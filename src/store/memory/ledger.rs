@@ -73,7 +73,7 @@ impl Tables {
         let (LaneChange::Put(parked) | LaneChange::Update(parked) | LaneChange::Delete(parked)) = change;
         let key = (parked.lane(), parked.added_id);
         match change {
-            LaneChange::Put(parked) => self.lanes.insert(key, Parked { revision: 1, ..parked.clone() }),
+            LaneChange::Put(parked) => self.lanes.insert(key, parked.clone()),
             LaneChange::Update(parked) => {
                 self.lanes.insert(key, Parked { revision: parked.revision + 1, ..parked.clone() })
             }
