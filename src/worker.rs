@@ -78,8 +78,8 @@ pub struct Setup {
 pub enum WorkerError {
     /// The registered trigger tails something else.
     #[error(
-        "trigger {trigger} is registered on datastore {registered}, and the config says {configured}: give it another name, or \
-         retire the registered one with `cellhook triggers retire {trigger}`"
+        "trigger {trigger} is registered on datastore {registered}, and the config says {configured}: give the new one another \
+         name"
     )]
     OtherSource {
         /// Its name.

@@ -75,8 +75,7 @@ pub enum TailError {
     /// Cells are missing that no trim removed.
     #[error(
         "shard {shard}: added IDs {first} to {last} are missing from the log, and no trim removed them \
-         (trimmed_to is {trimmed_to}): restore the tables to one moment, or skip them with \
-         `cellhook checkpoint rewind TRIGGER --shard {shard} --to {last}`"
+         (trimmed_to is {trimmed_to}): restore the tables of this datastore to one moment"
     )]
     Hole {
         /// The shard.
@@ -106,7 +105,7 @@ pub enum TailError {
     /// The place that was asked for lies above the tip.
     #[error(
         "shard {shard}: the checkpoint {after} is above the tip {tip}: the tables were restored to different moments; \
-         rewind with `cellhook checkpoint rewind TRIGGER --shard {shard} --to {tip}` once the datastore is as it should be"
+         restore the group's control table to a moment that is not after the datastore's"
     )]
     AboveTip {
         /// The shard.
