@@ -202,7 +202,8 @@ impl Scene {
             .unwrap();
         let mut input = put.stdin.take().unwrap();
         for cell in cells {
-            let row = cell % ROWS;
+            // Neighbours share a row, so that its cells meet in one window and their order is at stake.
+            let row = cell / (CELLS / ROWS);
             writeln!(input, r#"{{"row_key":"row-{row}","column":"BASE","ref_key":{cell},"body":{{"n":{cell}}}}}"#)
                 .unwrap();
         }

@@ -376,7 +376,7 @@ impl AtWork {
                 if self.give_by.is_none() {
                     return Turn::Rebuilt;
                 }
-                self.start_write(now, true);
+                self.start_write(true);
             }
         } else if safe {
             self.feed(now);
@@ -390,7 +390,7 @@ impl AtWork {
                 let interval = if self.leaving() { Duration::ZERO } else { self.shared.interval };
                 cursor.write_due(interval).is_some_and(|due| due <= now.instant)
             }) {
-                self.start_write(now, false);
+                self.start_write(false);
             }
         }
         self.start_pauses();
@@ -606,7 +606,7 @@ impl AtWork {
 
     // ---- the lease and the lanes ----
 
-    fn start_write(&mut self, now: Now, release: bool) {
+    fn start_write(&mut self, release: bool) {
         let mut room = LANE_CHANGES_MAX;
         let mut write = LeaseWrite {
             shard: self.shard.clone(),
@@ -629,7 +629,6 @@ impl AtWork {
             self.written.push(i);
         }
         self.releasing = release;
-        let _ = now;
         let (ledger, fence) = (self.shared.ledger.clone(), self.shared.fence.clone());
         self.booking = true;
         self.books = Some(async move { Books::Wrote(write::write(ledger, fence, write).await) }.boxed()).into();
