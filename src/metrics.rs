@@ -28,7 +28,7 @@ struct Families {
     claimed: IntCounterVec,
     session_lost: IntCounter,
     declared_dead: IntCounter,
-    child_restarts: IntCounterVec,
+    children_ended: IntCounterVec,
     protocol_faults: IntCounterVec,
     trimmed: IntCounterVec,
     holes: IntCounterVec,
@@ -39,7 +39,12 @@ impl Families {
         let registry = Registry::new();
         let r = &registry;
         let families = Self {
-            lag_cells: gauges(r, "trigger_lag_cells", "Cells between the checkpoints and the tips.", &["trigger"]),
+            lag_cells: gauges(
+                r,
+                "trigger_lag_cells",
+                "Cells up to the tips that the trigger has not finished.",
+                &["trigger"],
+            ),
             lag_seconds: gauges(
                 r,
                 "trigger_lag_seconds",
@@ -58,7 +63,12 @@ impl Families {
             claimed: counters(r, "shards_claimed_total", "Leases that this worker took, by how.", &["reason"]),
             session_lost: counter(r, "sessions_lost_total", "Times that others declared this worker dead."),
             declared_dead: counter(r, "sessions_declared_dead_total", "Workers that this one declared dead."),
-            child_restarts: counters(r, "child_restarts_total", "Children of a handler started again.", &["trigger"]),
+            children_ended: counters(
+                r,
+                "children_ended_total",
+                "Children of a handler that ended by themselves or were killed, or never came up; another is started.",
+                &["trigger", "reason"],
+            ),
             protocol_faults: counters(
                 r,
                 "protocol_faults_total",
@@ -130,7 +140,7 @@ pub fn gather() -> String {
 pub struct Lag<'a> {
     /// The trigger's name.
     pub trigger: &'a str,
-    /// Cells between checkpoints and tips.
+    /// Cells up to the tips that are not finished.
     pub cells: f64,
     /// Age of the oldest unfinished cell.
     pub seconds: f64,
@@ -216,9 +226,9 @@ pub fn session_declared_dead() {
     FAMILIES.declared_dead.inc();
 }
 
-/// A handler's child was started again.
-pub fn child_restarted(trigger: &str) {
-    FAMILIES.child_restarts.with_label_values(&[trigger]).inc();
+/// A handler's child is gone though nobody stopped it: it `ended`, or was `not_started`.
+pub fn child_ended(trigger: &str, reason: &'static str) {
+    FAMILIES.children_ended.with_label_values(&[trigger, reason]).inc();
 }
 
 /// A handler wrote something that is no answer to what it was asked.

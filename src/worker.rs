@@ -11,20 +11,24 @@ use crate::{
     },
     dispatch::{Budget, Config, Start, Trigger},
     filter::{Filter, FilterError},
-    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View},
+    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View, nudge_all},
     metrics,
     shard::{Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
     tail,
 };
-use futures_util::{StreamExt, future::BoxFuture, stream};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, OptionFuture},
+    stream::{self, FuturesUnordered},
+};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{AbortHandle, Id, JoinSet},
     time::Instant,
 };
@@ -59,13 +63,15 @@ pub struct Setup {
     pub checkpoint_interval: Duration,
     /// Bytes of all windows and rings.
     pub memory: u64,
+    /// The group's name.
+    pub group: Name,
     /// The group's coordination.
     pub ledger: Arc<dyn Ledger>,
     /// Tells at once when a process of this host ends.
     pub presence: Option<Presence>,
     /// Who this process is, for people.
     pub identity: Identity,
-    /// The datastores that triggers tail.
+    /// The datastores that triggers tail, now or after a reload.
     pub sources: BTreeMap<Name, Cells>,
     /// What to call.
     pub triggers: Vec<TriggerSpec>,
@@ -126,6 +132,14 @@ pub enum WorkerError {
     Store(#[from] StoreError),
 }
 
+/// Triggers to work for from now on, instead of those so far.
+pub struct Reload {
+    /// All of them.
+    pub triggers: Vec<TriggerSpec>,
+    /// Told how many there are once they are at work; or why nothing changed.
+    pub answer: oneshot::Sender<Result<usize, WorkerError>>,
+}
+
 /// What others may see of a worker.
 #[derive(Clone)]
 pub struct Watch {
@@ -145,6 +159,9 @@ pub struct Worker {
     shared: Shared,
 }
 
+/// A reload whose triggers were registered or refused, and who is to be told.
+type Registered = (Result<Vec<Arc<Trigger>>, WorkerError>, oneshot::Sender<Result<usize, WorkerError>>);
+
 struct Running {
     grant: watch::Sender<Grant>,
     task: AbortHandle,
@@ -156,10 +173,8 @@ impl Worker {
     /// # Errors
     /// When a trigger contradicts what is registered, or the store does not answer.
     pub async fn new(setup: Setup) -> Result<Self, WorkerError> {
-        let triggers = register(&*setup.ledger, &setup.sources, &setup.triggers, &[]).await?;
-        let tailed: BTreeSet<&Name> = triggers.iter().map(|trigger| &trigger.config.source).collect();
-        let sources = setup.sources.iter().filter(|(name, _)| tailed.contains(name));
-        let sources = sources.map(|(_, cells)| (**cells.datastore()).clone()).collect();
+        let triggers = register(&setup, &setup.triggers, &[]).await?;
+        let sources = setup.sources.values().map(|cells| (**cells.datastore()).clone()).collect();
         let (coordinator, view, ended) = Coordinator::new(
             setup.lease.clone(),
             setup.ledger.clone(),
@@ -185,11 +200,16 @@ impl Worker {
 
     /// Runs until `stop`, then drains: shards finish and are handed over first, coordination ends last, then the handlers.
     /// Each message of `reload` replaces the triggers; one that is refused changes nothing.
-    pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Vec<TriggerSpec>>) {
+    ///
+    /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
+    pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
         let Self { setup, coordinator, mut view, ended, triggers, shared } = self;
         let (trigger_sender, trigger_receiver) =
             watch::channel(Triggers { active: triggers.into(), records: Arc::new([]) });
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
+        let mut stopping: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
+        let mut registering: OptionFuture<BoxFuture<'_, Registered>> = None.into();
+        let mut is_registering = false;
         let mut tasks: JoinSet<EndedShard> = JoinSet::new();
         let mut running: BTreeMap<ShardRef, Running> = BTreeMap::new();
         // A grant whose task has ended is over, even if a view that was published before still shows it: its checkpoint is
@@ -286,49 +306,59 @@ impl Worker {
                     metrics::shards_held(running.len());
                     held_sender.send_replace(running.keys().cloned().collect());
                 }
-                Some(specs) = reload.recv() => {
+                Some(Reload { triggers, answer }) = reload.recv(), if !is_registering => {
                     let before = trigger_sender.borrow().active.clone();
-                    match register(&*setup.ledger, &setup.sources, &specs, &before).await {
-                        Ok(after) => {
-                            retiring.extend(before.iter().filter(|old| !after.iter().any(|new| Arc::ptr_eq(old, new))).cloned());
-                            tracing::info!(triggers = after.len(), "triggers reloaded");
-                            trigger_sender.send_modify(|triggers| triggers.active = after.into());
-                        }
-                        Err(error) => tracing::error!(error = %chain(&error), "the reload is refused; nothing changed"),
-                    }
+                    let setup = &setup;
+                    is_registering = true;
+                    let register = async move { (register(setup, &triggers, &before).await, answer) };
+                    registering = Some(register.boxed()).into();
+                }
+                Some((registered, answer)) = &mut registering, if is_registering => {
+                    is_registering = false;
+                    let registered = registered.map(|after| {
+                        let before = trigger_sender.borrow().active.clone();
+                        retiring.extend(before.iter().filter(|old| !after.iter().any(|new| Arc::ptr_eq(old, new))).cloned());
+                        let triggers = after.len();
+                        trigger_sender.send_modify(|triggers| triggers.active = after.into());
+                        triggers
+                    });
+                    // Whoever asked may have gone.
+                    let _ = answer.send(registered);
                 }
                 () = tokio::time::sleep_until(look_at), if !retiring.is_empty() => {
                     look_at = Instant::now() + RETIRING;
-                    let (gone, kept) = retiring.into_iter().partition(|trigger| Arc::strong_count(trigger) == 1);
+                    let (gone, kept): (Vec<_>, Vec<_>) =
+                        retiring.into_iter().partition(|trigger: &Arc<Trigger>| Arc::strong_count(trigger) == 1);
                     retiring = kept;
-                    let gone: Vec<Arc<Trigger>> = gone;
+                    let active = trigger_sender.borrow().active.clone();
                     for trigger in gone {
                         // Only a handler that no other trigger took over has to stop.
-                        let active = trigger_sender.borrow().active.clone();
                         if !active.iter().any(|other| Arc::ptr_eq(&other.handler, &trigger.handler)) {
-                            trigger.handler.clone().stop().await;
+                            stopping.push(trigger.handler.clone().stop());
                         }
                     }
                 }
+                Some(()) = stopping.next(), if !stopping.is_empty() => {}
                 () = &mut tips => {}
             }
         }
         tasks.shutdown().await;
         let active = trigger_sender.borrow().active.clone();
-        for trigger in active.iter().chain(&retiring) {
-            trigger.handler.clone().stop().await;
-        }
+        stopping.extend(active.iter().chain(&retiring).map(|trigger| trigger.handler.clone().stop()));
+        while stopping.next().await.is_some() {}
     }
 }
 
 /// Makes the configured triggers equal to registered ones. Those that did not change stay the same object.
 async fn register(
-    ledger: &dyn Ledger,
-    sources: &BTreeMap<Name, Cells>,
+    setup: &Setup,
     specs: &[TriggerSpec],
     before: &[Arc<Trigger>],
 ) -> Result<Vec<Arc<Trigger>>, WorkerError> {
+    let Setup { group, ledger, sources, .. } = setup;
+    let ledger = &**ledger;
     let registered = ledger.triggers().await?;
+    let mut fresh = false;
     let mut triggers = Vec::with_capacity(specs.len());
     for spec in specs {
         let cells = sources.get(&spec.config.source).ok_or_else(|| WorkerError::NoSource {
@@ -337,7 +367,12 @@ async fn register(
         })?;
         let record = match registered.iter().find(|record| record.name == spec.name) {
             Some(record) => record.clone(),
-            None => register_new(ledger, cells, spec).await?,
+            None => {
+                fresh = true;
+                // Before it is registered: from then on a trim asks how far it is.
+                cells.log().enlist(group).await?;
+                register_new(ledger, cells, spec).await?
+            }
         };
         if record.source != spec.config.source {
             return Err(WorkerError::OtherSource {
@@ -366,6 +401,10 @@ async fn register(
             }
         };
         triggers.push(trigger);
+    }
+    if fresh {
+        // A hint: it may be the first of its datastore, whose shards nobody holds yet.
+        let _ = nudge_all(ledger).await;
     }
     Ok(triggers)
 }

@@ -6,7 +6,11 @@
 
 use super::{AddedId, Epoch, Incarnation, Millis, Name, Out, SessionId, ShardRef, TriggerId};
 use bytes::Bytes;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 /// The answer to a conditional write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct Session {
     pub version: String,
     /// How long its beat may stand still before others declare it dead.
     pub length: Duration,
+    /// The datastores of its config: only their shards are given to it.
+    pub sources: BTreeSet<Name>,
     /// For people: when it was opened.
     pub started_at: Millis,
 }

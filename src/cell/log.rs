@@ -7,7 +7,7 @@
 use super::{AddedId, CellKey, Incarnation, Millis, Name, NewCell, ShardId, StoredCell};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 /// What a request of a seam gives.
 pub type Out<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
@@ -241,7 +241,7 @@ pub struct Settled {
     pub tip: Option<Tip>,
 }
 
-/// The cells of one datastore. Every method is one request, but for [`Log::row`] and the deletion of a trim.
+/// The cells of one datastore. Every method is one request, but for those that give many items, which follow the pages.
 ///
 /// Implementations: DynamoDB (a server, or embedded), memory. One conformance suite holds them alike.
 pub trait Log: Send + Sync + 'static {
@@ -254,6 +254,9 @@ pub trait Log: Send + Sync + 'static {
 
     /// One cell, strongly consistent.
     fn get<'a>(&'a self, key: &'a CellKey) -> Out<'a, Option<StoredCell>>;
+
+    /// Cells by their addresses, each strongly consistent, in the order of the addresses.
+    fn get_all<'a>(&'a self, keys: &'a [CellKey]) -> Out<'a, Vec<Option<StoredCell>>>;
 
     /// The cell of a column with the highest ref key, strongly consistent.
     fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>>;
@@ -286,6 +289,12 @@ pub trait Log: Send + Sync + 'static {
 
     /// Deletes one segment of the log. Deleting what is gone is no error.
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()>;
+
+    /// The groups that have a trigger on this datastore: a trim asks for their checkpoints. Strongly consistent.
+    fn groups(&self) -> Out<'_, BTreeSet<Name>>;
+
+    /// Adds a group to them. May be repeated at will.
+    fn enlist<'a>(&'a self, group: &'a Name) -> Out<'a, ()>;
 }
 
 /// An error with its causes, for one line of a log.

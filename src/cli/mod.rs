@@ -18,6 +18,7 @@ mod run;
 mod shards;
 mod tail;
 mod triggers;
+mod trim;
 
 use crate::config::{Config, ConfigError, Environment, load};
 use clap::{Parser, Subcommand};
@@ -53,6 +54,8 @@ enum Verb {
     Get(get::Args),
     /// Print the cells of a datastore in the order of its logs.
     Tail(tail::Args),
+    /// Delete the old part of a datastore's logs. The cells stay and can be got; what a trigger has not finished is kept.
+    Trim(trim::Args),
     /// List shards: owner, epoch, tip, and how far each trigger is behind.
     Shards(shards::Args),
     /// Cells taken out of the window with failed attempts: list them, try them again, give them up.
@@ -97,6 +100,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Put(args) => put::put(context, args).await,
             Verb::Get(args) => get::get(context, args).await,
             Verb::Tail(args) => tail::tail(context, args).await,
+            Verb::Trim(args) => trim::trim(context, args).await,
             Verb::Shards(args) => shards::shards(context, args).await,
             Verb::Parked(args) => parked::parked(context, args).await,
             Verb::Triggers(args) => triggers::triggers(context, args).await,

@@ -112,7 +112,7 @@ impl Observer {
             }
         }
         let held = view.grants.len();
-        let ready = view.session.is_some() && held >= view.wanted && stopped.is_empty() && missing.is_empty();
+        let ready = view.counted && held >= view.wanted && stopped.is_empty() && missing.is_empty();
         let details = json!({
             "ready": ready,
             "session": view.session.as_ref().map(ToString::to_string),
@@ -163,8 +163,9 @@ impl Triggers {
 
 impl Sum {
     fn add(&mut self, standing: &Standing) {
-        let Standing { low, tip, oldest, parked: (retrying, waiting, dead), paused: _, stopped: _ } = standing;
-        self.lag_cells += tip.0.saturating_sub(low.0);
+        let Standing { low: _, tip: _, lag, oldest, parked: (retrying, waiting, dead), paused: _, stopped: _ } =
+            standing;
+        self.lag_cells += lag;
         self.oldest = self.oldest.into_iter().chain(*oldest).min();
         self.retrying += retrying;
         self.waiting += waiting;
@@ -195,17 +196,11 @@ mod tests {
 
     #[test]
     fn shards_add_up_to_their_trigger() {
-        let standing = |low, tip, oldest, dead| Standing {
-            low: AddedId(low),
-            tip: AddedId(tip),
-            oldest,
-            parked: (1, 2, dead),
-            ..Standing::default()
-        };
+        let standing = |lag, oldest, dead| Standing { lag, oldest, parked: (1, 2, dead), ..Standing::default() };
         let mut sum = Sum::default();
-        sum.add(&standing(3, 10, Some(Millis(4000)), 5));
-        sum.add(&standing(7, 7, None, 0));
-        sum.add(&standing(9, 8, Some(Millis(9000)), 0));
+        sum.add(&standing(7, Some(Millis(4000)), 5));
+        sum.add(&standing(0, None, 0));
+        sum.add(&standing(0, Some(Millis(9000)), 0));
         let trigger = name("t");
         assert_eq!(sum.lag(&trigger, Millis(5500)), Lag { trigger: "t", cells: 7.0, seconds: 1.5 });
         let cells: Vec<f64> = sum.parked(&trigger).into_iter().map(|parked| parked.cells).collect();

@@ -5,7 +5,7 @@ use super::{
     exit::{Absent, Usage},
 };
 use crate::{
-    cell::{Ledger, Log, Name, SessionState, ShardRef, TriggerRecord},
+    cell::{Ledger, Log, Name, ShardRef, TriggerRecord},
     config::Config,
     store::{OpenError, Store},
 };
@@ -61,14 +61,5 @@ pub(super) async fn nudge_owners(ledger: &dyn Ledger, shards: &BTreeSet<ShardRef
     }
     for owner in owners {
         let _ = ledger.nudge(&owner).await;
-    }
-}
-
-/// Asks all workers to look at their leases and triggers again. A hint as well.
-pub(super) async fn nudge_all(ledger: &dyn Ledger) {
-    for session in ledger.sessions().await.unwrap_or_default() {
-        if session.state != SessionState::Dead {
-            let _ = ledger.nudge(&session.id).await;
-        }
     }
 }

@@ -1,9 +1,10 @@
 //! Data on its way to stdout: tables for people, one JSON object a line for programs.
 
+use super::exit::Usage;
 use crate::cell::{Cell, Millis};
 use jiff::Timestamp;
 use serde::Serialize;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 
 /// Where data goes.
 pub(super) struct Output {
@@ -111,6 +112,17 @@ pub(super) fn plain(text: &str) -> String {
 /// A time for people.
 pub(super) fn time(at: Millis) -> String {
     Timestamp::from_millisecond(at.0).map_or_else(|_| at.to_string(), |time| format!("{time:.3}"))
+}
+
+/// Asks a person; a script has to say `--yes`.
+pub(super) fn confirm(question: &str) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() {
+        return Err(Usage(format!("{question} Nobody can answer here: say --yes, or --dry-run to see it")).into());
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 #[cfg(test)]

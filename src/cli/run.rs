@@ -2,7 +2,7 @@
 
 use super::{
     Context,
-    crew::Crew,
+    crew::{Crew, Mustered},
     exit::Done,
     init,
     observe::{Observer, SAMPLES},
@@ -14,12 +14,13 @@ use crate::{
     lease::Identity,
     process::{self, Signal, Signals},
     store::{Cells, Kind, Store},
-    worker::{Setup, TriggerSpec, Worker},
+    worker::{Reload, Setup, Worker, WorkerError},
 };
 use anyhow::Context as _;
+use futures_util::future::OptionFuture;
 use std::{collections::BTreeMap, future::Future};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -54,9 +55,18 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
     let served = stop.clone();
     let faces = serve(admin, observer.clone(), async move { served.cancelled().await });
     tokio::pin!(faces);
+    // A SIGHUP that comes while one is answered is heard afterwards: the file may have changed again.
+    let mut reload_wanted = false;
+    let mut reloading: Option<Reloading> = None;
     let mut samples = interval(SAMPLES);
     samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        if reloading.is_none() && std::mem::take(&mut reload_wanted) {
+            match reload(context, &config, &crew, &reloads) {
+                Ok(begun) => reloading = Some(begun),
+                Err(error) => tracing::error!(error = %chain(error.as_ref()), "the reload is refused; nothing changed"),
+            }
+        }
         tokio::select! {
             biased;
             () = &mut work => break,
@@ -66,17 +76,21 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
                     tracing::info!(signal = name, ?deadline, "stopping: calls under way are finished, shards handed over");
                     stop.cancel();
                 }
-                Signal::Reload => match reload(context, &config, &mut crew) {
-                    Ok((fresh, triggers)) => {
-                        observer.know(fresh.triggers.keys().cloned());
-                        config = fresh;
-                        if reloads.try_send(triggers).is_err() {
-                            tracing::warn!("the last reload is not done yet; send SIGHUP again");
-                        }
-                    }
-                    Err(error) => tracing::error!(error = %chain(error.as_ref()), "the reload is refused; nothing changed"),
-                },
+                Signal::Reload => reload_wanted = true,
             },
+            Some(answer) = OptionFuture::from(reloading.as_mut().map(|begun| &mut begun.answer)) => {
+                let Some(Reloading { config: fresh, handlers, .. }) = reloading.take() else { continue };
+                match answer {
+                    Ok(Ok(triggers)) => {
+                        observer.know(fresh.triggers.keys().cloned());
+                        crew.adopt(handlers);
+                        config = fresh;
+                        tracing::info!(triggers, "triggers reloaded");
+                    }
+                    Ok(Err(error)) => tracing::error!(error = %chain(&error), "the reload is refused; nothing changed"),
+                    Err(_) => tracing::warn!("the worker stopped before it took the reload"),
+                }
+            }
             _ = samples.tick() => observer.sample(),
             () = &mut faces => {}
         }
@@ -110,12 +124,14 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
         None => None,
     };
     let mut crew = Crew::new(sources.clone());
-    let triggers = crew.muster(&config)?;
+    let (triggers, handlers) = crew.muster(&config)?;
+    crew.adopt(handlers);
     let setup = Setup {
         lease: config.lease.clone(),
         poll: config.poll.clone(),
         checkpoint_interval: config.checkpoint_interval,
         memory: config.memory,
+        group: config.group.clone(),
         ledger,
         presence: store.presence(),
         identity: identity(),
@@ -133,10 +149,23 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
     Ok(Life { config, crew, worker, observer, admin })
 }
 
-/// The config as it is now, with handlers for its triggers. What did not change keeps running.
-fn reload(context: &Context, before: &Config, crew: &mut Crew) -> anyhow::Result<(Config, Vec<TriggerSpec>)> {
+/// A reload that the worker was asked for.
+struct Reloading {
+    config: Config,
+    handlers: Mustered,
+    answer: oneshot::Receiver<Result<usize, WorkerError>>,
+}
+
+/// Reads the config as it is now and asks the worker to take its triggers. Handlers that did not change keep running.
+fn reload(
+    context: &Context,
+    before: &Config,
+    crew: &Crew,
+    reloads: &mpsc::Sender<Reload>,
+) -> anyhow::Result<Reloading> {
+    let permit = reloads.try_reserve().context("the worker takes no reload now")?;
     let fresh = context.config()?;
-    let triggers = crew.muster(&fresh)?;
+    let (triggers, handlers) = crew.muster(&fresh)?;
     let other = before.changed_beside_triggers(&fresh);
     if !other.is_empty() {
         tracing::warn!(
@@ -144,8 +173,10 @@ fn reload(context: &Context, before: &Config, crew: &mut Crew) -> anyhow::Result
             "these changed too and take a restart; only the triggers are reloaded"
         );
     }
+    let (sender, answer) = oneshot::channel();
+    permit.send(Reload { triggers, answer: sender });
     // What takes a restart stays as it was, so that the next reload tells it again.
-    Ok((Config { triggers: fresh.triggers, ..before.clone() }, triggers))
+    Ok(Reloading { config: Config { triggers: fresh.triggers, ..before.clone() }, handlers, answer })
 }
 
 /// Serves the pages, if anybody wants them. A worker whose pages fail works on.

@@ -3,10 +3,13 @@
 use super::{
     Context,
     exit::Done,
-    open::{Open, nudge_all, trigger},
+    open::{Open, trigger},
     output::plain,
 };
-use crate::cell::{Answer, Ledger, Name, TriggerRecord, TriggerState};
+use crate::{
+    cell::{Answer, Ledger, Name, TriggerRecord, TriggerState},
+    lease::nudge_all,
+};
 use anyhow::bail;
 use clap::Subcommand;
 use serde::Serialize;
@@ -75,7 +78,8 @@ pub(super) async fn triggers(context: &mut Context, args: Args) -> anyhow::Resul
         Some(Verb::Resume { name }) => Change { name, to: To::Active },
     };
     let record = change.apply(ledger.as_ref()).await?;
-    nudge_all(ledger.as_ref()).await;
+    // A hint: without it they look by themselves, later.
+    let _ = nudge_all(ledger.as_ref()).await;
     print(context, &[record])?;
     Ok(Done::All)
 }

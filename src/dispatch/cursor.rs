@@ -43,6 +43,8 @@ const ERROR_MAX: usize = 1024;
 const INTERRUPTED_WAIT: Duration = Duration::from_millis(100);
 /// A snooze for no time at all must not become a hot loop.
 const SNOOZE_MIN: Duration = Duration::from_millis(10);
+/// Times of segments that are remembered to tell how far behind it is.
+const TIMES_MAX: usize = 8192;
 /// Changes of lanes that may wait to be written before reading stops.
 const PENDING_MAX: usize = 512;
 
@@ -189,6 +191,12 @@ impl Cursor {
         self.window.low()
     }
 
+    /// Cells up to a tip that are not finished.
+    #[must_use]
+    pub fn lag(&self, tip: AddedId) -> u64 {
+        tip.0.saturating_sub(self.window.low().0).saturating_sub(self.window.done_beyond())
+    }
+
     /// `created_at` of the oldest cell that is not finished, as far as it was read.
     #[must_use]
     pub fn oldest(&self) -> Option<Millis> {
@@ -279,7 +287,9 @@ impl Cursor {
             }
             debug_assert_eq!(cell.added_id, self.at.next(), "a dense run");
             self.at = cell.added_id;
-            if self.times.back().is_none_or(|(_, created_at)| *created_at != cell.created_at) {
+            if self.times.len() < TIMES_MAX
+                && self.times.back().is_none_or(|(_, created_at)| *created_at != cell.created_at)
+            {
                 self.times.push_back((cell.added_id, cell.created_at));
             }
             if cell.added_id <= self.resumed_to && self.window.is_done(cell.added_id) {
@@ -721,6 +731,12 @@ impl Cursor {
             self.forget(id, now);
         }
         for id in fresh {
+            if !self.window.is_done(id) {
+                // It is in the window, after a rewind, and an operator revived its dead copy: the log's order rules.
+                self.book.void_known(id);
+                self.dirty_since.get_or_insert(now.instant);
+                continue;
+            }
             let Some(parked) = self.book.get(id).cloned() else { continue };
             let wait =
                 u64::try_from(parked.next_attempt_at.0 - now.wall.0).map_or(Duration::ZERO, Duration::from_millis);

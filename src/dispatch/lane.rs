@@ -120,6 +120,13 @@ impl LaneBook {
         change.active = Some(Active::Delete(parked));
     }
 
+    /// The same for one that the book has.
+    pub(super) fn void_known(&mut self, id: AddedId) {
+        if let Some(parked) = self.active.remove(&id) {
+            self.void(parked);
+        }
+    }
+
     /// A cell becomes dead, from the window or, after [`LaneBook::remove`], from the active lane.
     pub(super) fn bury(&mut self, parked: Parked, from_window: bool) {
         let out = self.out.entry(parked.added_id).or_default();

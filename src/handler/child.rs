@@ -7,6 +7,7 @@ use super::{
     mutter::Mutter,
     talk::{Closed, Freed, Heard, Job, LINE_MAX, Talk},
 };
+use crate::{cell::Name, metrics};
 use std::{
     pin::pin,
     sync::{
@@ -88,6 +89,7 @@ pub(super) struct Tally {
 
 /// A place for a child.
 pub(super) struct Seat {
+    pub(super) trigger: Name,
     /// For logs: trigger and number.
     pub(super) name: Arc<str>,
     pub(super) index: usize,
@@ -128,9 +130,11 @@ impl Seat {
             match (stopping, up) {
                 (true, _) => debug!(child = %self.name, why, "child ended"),
                 (false, Some(_)) => {
+                    metrics::child_ended(self.trigger.as_str(), "ended");
                     warn!(child = %self.name, why, ?rest, "child ended; another is started after a rest")
                 }
                 (false, None) => {
+                    metrics::child_ended(self.trigger.as_str(), "not_started");
                     self.tally.failed_starts.fetch_add(1, Ordering::Relaxed);
                     error!(child = %self.name, why, ?rest, "child could not be started; tried again after a rest");
                 }
@@ -352,6 +356,7 @@ impl Seat {
                 Heard::Answer => {}
                 Heard::Late => debug!(child = %self.name, "an answer came after the call's time"),
                 Heard::Fault(what) => {
+                    metrics::protocol_fault(self.trigger.as_str());
                     self.tally.faults.fetch_add(1, Ordering::Relaxed);
                     if talk.faults() <= FAULTS_LOGGED {
                         warn!(child = %self.name, fault = talk.faults(), what, "child does not keep to the protocol");

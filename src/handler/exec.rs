@@ -61,6 +61,7 @@ impl Exec {
         let mut tasks = JoinSet::new();
         for index in 0..children {
             let seat = Seat {
+                trigger: trigger.clone(),
                 name: format!("{trigger}/{index}").into(),
                 index,
                 program: program.clone(),

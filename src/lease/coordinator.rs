@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cell::{
-        Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Role, Session, SessionId, SessionState, ShardRef,
+        Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Name, Role, Session, SessionId, SessionState, ShardRef,
         StoreError, TriggerRecord, clock,
     },
     metrics,
@@ -81,6 +81,8 @@ pub struct View {
     pub triggers: Arc<[TriggerRecord]>,
     /// The session under which it works.
     pub session: Option<SessionId>,
+    /// The leases were read, and assignment counts with this worker.
+    pub counted: bool,
     /// Shards that it should hold.
     pub wanted: usize,
     /// Workers that share the shards.
@@ -122,7 +124,8 @@ enum Over {
 }
 
 impl Coordinator {
-    /// Not started. `sources` are the datastores whose shards the group shares.
+    /// Not started. `sources` are the datastores that this worker can tail; of these, the group shares the shards of those
+    /// that a registered trigger tails.
     #[must_use]
     pub fn new(
         config: Config,
@@ -160,6 +163,7 @@ impl Coordinator {
             self.view.send_modify(|view| {
                 view.grants.clear();
                 view.session = None;
+                view.counted = false;
             });
             drop(guard);
             match over {
@@ -189,6 +193,7 @@ impl Coordinator {
                 pid: self.identity.pid,
                 version: self.identity.version.clone(),
                 length: self.config.session,
+                sources: self.sources.iter().map(|source| source.name.clone()).collect(),
                 started_at: clock::wall(),
             };
             // Held before the session can be seen, so that nobody finds it without its process.
@@ -238,6 +243,8 @@ struct Tenure<'a> {
     watchman: Watchman,
     /// As last read; the dead ones are final.
     sessions: BTreeMap<SessionId, SessionState>,
+    /// What the workers can tail.
+    able: BTreeMap<SessionId, BTreeSet<Name>>,
     leases: BTreeMap<ShardRef, Lease>,
     held: BTreeMap<ShardRef, Held>,
     /// By source, the wanted owner of each shard.
@@ -275,6 +282,7 @@ impl<'a> Tenure<'a> {
             inbox: 0,
             watchman,
             sessions: BTreeMap::new(),
+            able: BTreeMap::new(),
             leases: BTreeMap::new(),
             held: BTreeMap::new(),
             plan: Vec::new(),
@@ -388,6 +396,7 @@ impl<'a> Tenure<'a> {
             tracing::info!("the sessions can be read again");
         }
         self.sessions = sessions.iter().map(|session| (session.id.clone(), session.state)).collect();
+        self.able = sessions.iter().map(|session| (session.id.clone(), session.sources.clone())).collect();
         if let Some(me) = sessions.iter().find(|session| session.id == self.me) {
             self.hear(me.inbox);
         }
@@ -434,13 +443,26 @@ impl<'a> Tenure<'a> {
 
     fn replan(&mut self) {
         let roster = self.watchman.roster();
-        self.plan = self.home.sources.iter().map(|source| assign(source, roster)).collect();
+        let able = |source: &Name| {
+            let able = roster.iter().filter(|id| self.able.get(*id).is_some_and(|sources| sources.contains(source)));
+            able.cloned().collect::<BTreeSet<SessionId>>()
+        };
+        let plan = self.home.sources.iter().map(|source| match self.is_tailed(source) {
+            true => assign(source, &able(&source.name)),
+            false => Vec::new(),
+        });
+        self.plan = plan.collect();
         self.wanted.clear();
         for (source, plan) in self.home.sources.iter().zip(&self.plan) {
             let mine = wanted(plan, &self.me).into_iter();
             self.wanted.extend(mine.map(|shard| ShardRef { source: source.name.clone(), shard }));
         }
         tracing::info!(workers = roster.len(), shards = self.wanted.len(), "the shards are shared anew");
+    }
+
+    /// Whether some trigger of the group wants the cells of a datastore.
+    fn is_tailed(&self, source: &Datastore) -> bool {
+        self.triggers.iter().any(|trigger| trigger.source == source.name)
     }
 
     fn wanted_owner(&self, shard: &ShardRef) -> Option<&SessionId> {
@@ -469,8 +491,13 @@ impl<'a> Tenure<'a> {
     }
 
     async fn read_leases(&mut self) -> Result<(), StoreError> {
+        let tailed_before: Vec<bool> = self.home.sources.iter().map(|source| self.is_tailed(source)).collect();
         self.triggers = self.home.ledger.triggers().await?.into();
-        for source in &self.home.sources {
+        let tailed: Vec<bool> = self.home.sources.iter().map(|source| self.is_tailed(source)).collect();
+        if tailed != tailed_before {
+            self.replan();
+        }
+        for (source, _) in self.home.sources.iter().zip(tailed).filter(|(_, tailed)| *tailed) {
             for lease in self.home.ledger.leases(&source.name).await? {
                 // The sweep may be older than what a claim told.
                 let known = self.leases.get(&lease.shard);
@@ -721,16 +748,19 @@ impl<'a> Tenure<'a> {
 
     fn publish(&self) {
         let grants: Grants = self.held.iter().map(|(shard, held)| (shard.clone(), held.grant.clone())).collect();
+        let counted = self.swept && self.watchman.roster().contains(&self.me);
         self.home.view.send_if_modified(|view| {
             let changed = view.grants != grants
                 || view.triggers != self.triggers
                 || view.session.as_ref() != Some(&self.me)
                 || view.stopped != self.stopped
-                || (view.wanted, view.workers) != (self.wanted.len(), self.watchman.roster().len());
+                || (view.counted, view.wanted, view.workers)
+                    != (counted, self.wanted.len(), self.watchman.roster().len());
             if changed {
                 view.grants = grants;
                 view.triggers = self.triggers.clone();
                 view.session = Some(self.me.clone());
+                view.counted = counted;
                 view.wanted = self.wanted.len();
                 view.workers = self.watchman.roster().len();
                 view.stopped.clone_from(&self.stopped);
@@ -799,6 +829,19 @@ fn release(lease: &Lease, me: &SessionId) -> LeaseWrite {
         lanes: Vec::new(),
         release: true,
     }
+}
+
+/// Asks all workers to look at their leases and triggers again. A hint: when it is lost, they look by themselves, later.
+///
+/// # Errors
+/// When the sessions cannot be read, or one cannot be reached.
+pub async fn nudge_all(ledger: &dyn Ledger) -> Result<(), StoreError> {
+    for session in ledger.sessions().await? {
+        if session.state != SessionState::Dead && session.role == Role::Worker {
+            ledger.nudge(&session.id).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn until(at: Option<Instant>) {

@@ -18,7 +18,7 @@ mod plan;
 mod watchman;
 
 pub use config::Config;
-pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, View};
+pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, View, nudge_all};
 pub use fence::Fence;
 pub use plan::{assign, wanted};
 pub use watchman::{Findings, Watchman};

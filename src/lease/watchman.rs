@@ -154,6 +154,7 @@ mod tests {
             pid: 0,
             version: String::new(),
             length: 10 * SECOND,
+            sources: BTreeSet::new(),
             started_at: Millis(0),
         }
     }

@@ -9,11 +9,11 @@ mod write;
 
 use crate::{
     cell::{
-        AddedId, Epoch, Lane, LaneKind, Lease, LeaseWrite, Ledger, Millis, Name, Parked, SessionId, SessionState,
-        ShardRef, StoreError, TriggerId, TriggerRecord, TriggerState, chain, clock,
+        AddedId, Epoch, Lane, LaneKind, Lease, LeaseWrite, Ledger, Millis, Name, Parked, SessionId, ShardRef,
+        StoreError, TriggerId, TriggerRecord, TriggerState, chain, clock,
     },
     dispatch::{Attempted, Budget, Cursor, Next, Now, Trigger, attempt},
-    lease::{Ended, Fence, Grant},
+    lease::{Ended, Fence, Grant, nudge_all},
     metrics,
     store::Cells,
     tail::{Entry, Run, TailError, run},
@@ -26,7 +26,7 @@ use futures_util::{
 use ring::Ring;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -70,6 +70,8 @@ pub struct Standing {
     pub low: AddedId,
     /// The tip, as heard.
     pub tip: AddedId,
+    /// Cells up to the tip that are not finished.
+    pub lag: u64,
     /// `created_at` of the oldest unfinished cell, when there is one.
     pub oldest: Option<Millis>,
     /// Parked cells: retrying, waiting, dead since the last resume.
@@ -80,23 +82,39 @@ pub struct Standing {
     pub stopped: Option<String>,
 }
 
+/// By trigger.
+type Told = BTreeMap<Name, Standing>;
+
 /// What all shards of this process tell.
 #[derive(Clone, Default)]
-pub struct Standings(Arc<Mutex<BTreeMap<ShardRef, BTreeMap<Name, Standing>>>>);
+pub struct Standings(Arc<Mutex<BTreeMap<ShardRef, (Epoch, Told)>>>);
 
 impl Standings {
-    fn tell(&self, shard: &ShardRef, standings: Option<BTreeMap<Name, Standing>>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match standings {
-            Some(standings) => all.insert(shard.clone(), standings),
-            None => all.remove(shard),
-        };
+    fn tell(&self, shard: &ShardRef, epoch: Epoch, told: Told) {
+        self.all().insert(shard.clone(), (epoch, told));
     }
 
     /// As last told.
     #[must_use]
-    pub fn read(&self) -> BTreeMap<ShardRef, BTreeMap<Name, Standing>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn read(&self) -> BTreeMap<ShardRef, Told> {
+        self.all().iter().map(|(shard, (_, told))| (shard.clone(), told.clone())).collect()
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<ShardRef, (Epoch, Told)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes back what a shard task told when that ends, however it ends; not what the task of a later epoch tells.
+struct Silence(Standings, ShardRef, Epoch);
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        let Self(standings, shard, epoch) = self;
+        let mut all = standings.all();
+        if all.get(shard).is_some_and(|(told_at, _)| told_at == epoch) {
+            all.remove(shard);
+        }
     }
 }
 
@@ -150,7 +168,8 @@ impl Shard {
     pub async fn run(mut self) -> Ended {
         let lease = self.grant.borrow_and_update().lease.clone();
         let mut lease = Lease::clone(&lease);
-        let ended = loop {
+        let _silence = Silence(self.shared.standings.clone(), self.shard.clone(), lease.epoch);
+        loop {
             let set = self.triggers.borrow_and_update().clone();
             let mine = set.active.iter().filter(|trigger| trigger.config.source == self.shard.source);
             let mine: Vec<Arc<Trigger>> = mine.cloned().collect();
@@ -160,15 +179,15 @@ impl Shard {
                 Ok(cursors) => {
                     let mut at_work = AtWork::new(&self, lease, cursors, &set.records, look);
                     match at_work.run(&mut self).await {
-                        Turn::Ended(ended) => break ended,
+                        Turn::Ended(ended) => return ended,
                         _ => lease = at_work.lease,
                     }
                 }
-                Err(start::NoStart::Lost) => break Ended::Lost,
+                Err(start::NoStart::Lost) => return Ended::Lost,
                 Err(start::NoStart::Later(error)) => {
                     // A shard that cannot start must rest before it tries again.
                     tracing::error!(shard = %self.shard, error, "this shard stands still");
-                    self.stand_still(&mine, &error);
+                    self.stand_still(lease.epoch, &mine, &error);
                     let give = tokio::select! {
                         biased;
                         grant = self.grant.wait_for(|grant| grant.give_by.is_some()) => Some(grant.is_ok()),
@@ -177,21 +196,19 @@ impl Shard {
                     };
                     match give {
                         // Nothing is in hand, so there is nothing to write before it is given away.
-                        Some(true) => break self.release(&lease).await,
-                        Some(false) => break Ended::Lost,
+                        Some(true) => return self.release(&lease).await,
+                        Some(false) => return Ended::Lost,
                         None => {}
                     }
                 }
             }
-        };
-        self.shared.standings.tell(&self.shard, None);
-        ended
+        }
     }
 
-    fn stand_still(&self, triggers: &[Arc<Trigger>], error: &str) {
+    fn stand_still(&self, epoch: Epoch, triggers: &[Arc<Trigger>], error: &str) {
         let standing = Standing { stopped: Some(error.to_owned()), ..Standing::default() };
         let standings = triggers.iter().map(|trigger| (trigger.name.clone(), standing.clone()));
-        self.shared.standings.tell(&self.shard, Some(standings.collect()));
+        self.shared.standings.tell(&self.shard, epoch, standings.collect());
     }
 
     async fn release(&self, lease: &Lease) -> Ended {
@@ -706,18 +723,19 @@ impl AtWork {
         let tip = *self.tip.borrow();
         let standings = self.cursors.iter().map(|cursor| {
             let (retrying, waiting) = cursor.parked();
-            let low = cursor.low();
+            let lag = cursor.lag(tip);
             let standing = Standing {
-                low,
+                low: cursor.low(),
                 tip,
-                oldest: (low < tip).then(|| cursor.oldest()).flatten(),
+                lag,
+                oldest: (lag > 0).then(|| cursor.oldest()).flatten(),
                 parked: (retrying, waiting, cursor.dead()),
                 paused: cursor.pause().map(str::to_owned),
                 stopped: self.stopped.clone(),
             };
             (cursor.trigger().name.clone(), standing)
         });
-        self.shared.standings.tell(&self.shard, Some(standings.collect()));
+        self.shared.standings.tell(&self.shard, self.epoch, standings.collect());
     }
 }
 
@@ -745,12 +763,7 @@ async fn pause(ledger: &dyn Ledger, id: &TriggerId, reason: String) -> Result<()
     if record.state == TriggerState::Active {
         ledger.update_trigger(&TriggerRecord { state: TriggerState::Paused { reason }, ..record }).await?;
     }
-    for session in ledger.sessions().await? {
-        if session.state == SessionState::Live {
-            ledger.nudge(&session.id).await?;
-        }
-    }
-    Ok(())
+    nudge_all(ledger).await
 }
 
 async fn sleep_until(at: Option<Instant>) {

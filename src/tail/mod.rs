@@ -18,7 +18,9 @@
 mod config;
 mod place;
 mod read;
+mod trim;
 
 pub use config::Config;
 pub use place::{at_time, newest, oldest};
 pub use read::{Cells, Entry, Run, TailError, cells, run};
+pub use trim::{Keeper, keeper, trim};

@@ -42,6 +42,7 @@ fn session(id: &SessionId) -> Session {
         pid: std::process::id(),
         version: "0".into(),
         length: Duration::from_secs(10),
+        sources: std::collections::BTreeSet::new(),
         started_at: Millis(0),
     }
 }

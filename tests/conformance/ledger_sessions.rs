@@ -1,7 +1,7 @@
 //! `Ledger`: sessions.
 
 use super::{Fixture, cases};
-use cellhook::cell::{Answer, Ledger, Millis, Role, Session, SessionId, SessionState};
+use cellhook::cell::{Answer, Ledger, Millis, Name, Role, Session, SessionId, SessionState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -43,6 +43,7 @@ fn session(id: &str) -> Session {
         pid: 4711,
         version: "1.2.3".into(),
         length: Duration::from_millis(10_500),
+        sources: ["rides", "trips"].map(|name| Name::new(name).unwrap()).into(),
         started_at: Millis(1_700_000_000_123),
     }
 }

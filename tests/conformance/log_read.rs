@@ -4,7 +4,7 @@ use super::log_append::{append, cell, commit, key};
 use super::{Fixture, cases};
 use bytes::Bytes;
 use cellhook::cell::Consistency::{Eventual, Strong};
-use cellhook::cell::{AddedId, Commit, Committed, Log, NewCell, SegmentKey, Settled, ShardId};
+use cellhook::cell::{AddedId, Commit, Committed, Log, Name, NewCell, SegmentKey, Settled, ShardId};
 use std::sync::Arc;
 
 cases! {
@@ -17,6 +17,8 @@ cases! {
     trimming_is_raised_only_up_to_the_tip
     deleted_segments_are_gone_and_their_cells_stay
     settling_sees_segment_and_tip
+    many_cells_are_got_at_once
+    groups_are_enlisted_once
 }
 
 /// Appends `sizes.len()` segments of so many cells each.
@@ -192,4 +194,32 @@ async fn settling_sees_segment_and_tip(fixture: Arc<dyn Fixture>) {
     assert!(segment.is_some() && tip.is_some());
     assert_eq!(log.settle(shard, AddedId(2)).await.unwrap(), Settled { segment, tip });
     assert_eq!(log.settle(shard, AddedId(1)).await.unwrap(), Settled { segment: None, tip });
+}
+
+async fn many_cells_are_got_at_once(fixture: Arc<dyn Fixture>) {
+    let log = fixture.log(1).await;
+    assert_eq!(log.get_all(&[]).await.unwrap(), []);
+    let mut tip = None;
+    for first in [0, 90, 180] {
+        tip = Some(append(&log, 0, tip, (first..first + 90).map(|at| cell("r", "x", at)).collect()).await);
+    }
+    // More than one request takes, in no order, some twice, some not there.
+    let keys: Vec<_> =
+        (0..300).map(|at| key("r", "x", (at * 7) % 300)).chain([key("r", "x", 3), key("s", "x", 3)]).collect();
+    let found = log.get_all(&keys).await.unwrap();
+    assert_eq!(found.len(), keys.len());
+    for (key, found) in keys.iter().zip(found) {
+        assert_eq!(found, log.get(key).await.unwrap(), "{key:?}");
+        assert_eq!(found.is_some(), key.ref_key < 270 && *key.row_key == *"r", "{key:?}");
+    }
+}
+
+async fn groups_are_enlisted_once(fixture: Arc<dyn Fixture>) {
+    let log = fixture.log(1).await;
+    assert!(log.groups().await.unwrap().is_empty());
+    let [a, b] = ["billing", "mail"].map(|name| Name::new(name).unwrap());
+    for group in [&b, &a, &b] {
+        log.enlist(group).await.unwrap();
+    }
+    assert_eq!(log.groups().await.unwrap(), [a, b].into());
 }

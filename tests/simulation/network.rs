@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cellhook::cell::*;
 use futures_util::future::BoxFuture;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -200,6 +200,9 @@ impl<L: Log> Log for FarLog<L> {
     fn get<'a>(&'a self, key: &'a CellKey) -> Out<'a, Option<StoredCell>> {
         far!(self, get(key: key.clone() => &key))
     }
+    fn get_all<'a>(&'a self, keys: &'a [CellKey]) -> Out<'a, Vec<Option<StoredCell>>> {
+        far!(self, get_all(keys: keys.to_vec() => &keys))
+    }
     fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>> {
         far!(self, latest(row: row_key.to_owned() => &row, column: column.to_owned() => &column))
     }
@@ -265,6 +268,12 @@ impl<L: Log> Log for FarLog<L> {
     }
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
         far!(self, delete_segment(shard: shard => shard, last: last => last))
+    }
+    fn groups(&self) -> Out<'_, BTreeSet<Name>> {
+        far!(self, groups())
+    }
+    fn enlist<'a>(&'a self, group: &'a Name) -> Out<'a, ()> {
+        far!(self, enlist(group: group.clone() => &group))
     }
 }
 

@@ -20,7 +20,10 @@ use aws_sdk_dynamodb::{
     types::{Delete, Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update},
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 const ALL_OLD: ReturnValuesOnConditionCheckFailure = ReturnValuesOnConditionCheckFailure::AllOld;
 /// So many of the 16 scopes of leases are read at the same time.
@@ -327,6 +330,7 @@ impl Ledger for DynamoLedger {
                 pid: 0,
                 version: String::new(),
                 length: Duration::ZERO,
+                sources: BTreeSet::new(),
                 started_at: Millis(0),
             };
             return Box::pin(self.put_if_absent(items::session_item(&dead), dead, items::session));

@@ -4,18 +4,30 @@ use super::failure::{Access, Reason, failed, refused_transaction, undecodable};
 use super::items::{self, Item, n, s};
 use super::tables::DatastoreTables;
 use crate::cell::{
-    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Log, Out, Segment, SegmentKey, Settled,
-    ShardId, StoreError, StoredCell, Tip,
+    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Log, Name, Out, Segment, SegmentKey,
+    Settled, ShardId, StoreError, StoredCell, Tip,
 };
 use aws_sdk_dynamodb::{
     Client,
     error::SdkError,
     operation::{query::builders::QueryFluentBuilder, transact_get_items::TransactGetItemsError},
-    types::{Get, Put, ReturnValuesOnConditionCheckFailure, TransactGetItem, TransactWriteItem, Update},
+    types::{
+        AttributeValue, Get, KeysAndAttributes, Put, ReturnValuesOnConditionCheckFailure, TransactGetItem,
+        TransactWriteItem, Update,
+    },
+};
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
 
 /// Items a `Query` asks for at most; the answer ends at 1 MB anyway.
 pub(super) const QUERY_LIMIT: i32 = 1000;
+/// Addresses that a `BatchGetItem` takes at most.
+const BATCH_GET_MAX: usize = 100;
+/// Answers of a `BatchGetItem` without a single item before it counts as throttled.
+const EMPTY_ANSWERS_MAX: u32 = 5;
 /// Pages that one call follows at most: far above anything that the tables can hold.
 pub(super) const PAGES_MAX: usize = 10_000;
 
@@ -178,6 +190,21 @@ impl Log for DynamoLog {
         })
     }
 
+    fn get_all<'a>(&'a self, keys: &'a [CellKey]) -> Out<'a, Vec<Option<StoredCell>>> {
+        Box::pin(async move {
+            // A request holds an address once, and says nothing of what is not there.
+            let wanted: BTreeSet<&CellKey> = keys.iter().collect();
+            let wanted: Vec<&CellKey> = wanted.into_iter().collect();
+            let mut found = BTreeMap::new();
+            for keys in wanted.chunks(BATCH_GET_MAX) {
+                for stored in self.batch_get(keys).await? {
+                    found.insert(stored.cell.key.clone(), stored);
+                }
+            }
+            Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+        })
+    }
+
     fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>> {
         Box::pin(async move {
             let query = self
@@ -328,9 +355,69 @@ impl Log for DynamoLog {
             Ok(())
         })
     }
+
+    fn groups(&self) -> Out<'_, BTreeSet<Name>> {
+        Box::pin(async move {
+            let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(items::datastore_key()));
+            let answer = get.consistent_read(true).send().await;
+            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.tips, "GetItem", error))?;
+            let groups = items::groups(answer.item.unwrap_or_default());
+            groups.map_err(|why| undecodable(&self.tables.tips, "GetItem", why))
+        })
+    }
+
+    fn enlist<'a>(&'a self, group: &'a Name) -> Out<'a, ()> {
+        Box::pin(async move {
+            let update = self
+                .client
+                .update_item()
+                .table_name(&self.tables.tips)
+                .set_key(Some(items::datastore_key()))
+                .update_expression("ADD #groups :group")
+                .condition_expression("attribute_exists(#shard)")
+                .expression_attribute_names("#groups", "groups")
+                .expression_attribute_names("#shard", "shard")
+                .expression_attribute_values(":group", AttributeValue::Ss(vec![group.to_string()]));
+            let answer = update.send().await;
+            answer.map_err(|error| failed(Access::Write, &self.tables.tips, "UpdateItem", error))?;
+            Ok(())
+        })
+    }
 }
 
 impl DynamoLog {
+    /// One batch of reads, and what the store left unread of it: an answer ends at 16 MB, or sooner when it is busy.
+    async fn batch_get(&self, keys: &[&CellKey]) -> Result<Vec<StoredCell>, StoreError> {
+        const OPERATION: &str = "BatchGetItem";
+        let table = &self.tables.cells;
+        let mut left: Vec<Item> = keys.iter().map(|key| items::cell_key(key)).collect();
+        let mut found = Vec::with_capacity(left.len());
+        let mut empty_answers = 0;
+        while !left.is_empty() {
+            let wanted = KeysAndAttributes::builder().set_keys(Some(left)).consistent_read(true).build();
+            let wanted = wanted.map_err(|error| unbuilt(table, error))?;
+            let answer = self.client.batch_get_item().request_items(table, wanted).send().await;
+            let answer = answer.map_err(|error| failed(Access::Read, table, OPERATION, error))?;
+            let items = answer.responses.and_then(|mut tables| tables.remove(table)).unwrap_or_default();
+            left =
+                answer.unprocessed_keys.and_then(|mut tables| tables.remove(table)).map_or_else(Vec::new, |k| k.keys);
+            if items.is_empty() && !left.is_empty() {
+                empty_answers += 1;
+                if empty_answers == EMPTY_ANSWERS_MAX {
+                    let source = Some(format!("{} items stay unread", left.len()).into());
+                    let (kind, table) = (ErrorKind::Throttled, table.clone());
+                    return Err(StoreError { kind, table, operation: OPERATION, source });
+                }
+                let bound = Duration::from_millis(50) * (1 << empty_answers);
+                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            }
+            for item in items {
+                found.push(self.decode_cell(item, OPERATION)?);
+            }
+        }
+        Ok(found)
+    }
+
     /// A transaction of reads is cancelled by a write under way to one of its items.
     fn unsettled(
         &self,

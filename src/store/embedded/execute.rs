@@ -65,6 +65,7 @@ operations! {
     DeleteItem => delete_item write,
     TransactWriteItems => transact_write_items write,
     GetItem => get_item read,
+    BatchGetItem => batch_get_item read,
     Query => query read,
     TransactGetItems => transact_get_items read,
 }

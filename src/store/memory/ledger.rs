@@ -5,7 +5,7 @@ use crate::cell::{
     Parked, Role, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Unbounded},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -144,6 +144,7 @@ impl Ledger for MemoryLedger {
                 pid: 0,
                 version: String::new(),
                 length: Duration::ZERO,
+                sources: BTreeSet::new(),
                 started_at: Millis(0),
             };
             tables.sessions.insert(id.clone(), session.clone());

@@ -1,11 +1,11 @@
 //! One datastore in memory.
 
 use crate::cell::{
-    AddedId, Cell, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, NewCell,
+    AddedId, Cell, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, NewCell,
     NewDatastore, Out, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Unbounded},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -21,6 +21,7 @@ struct Tables {
     cells: BTreeMap<CellKey, StoredCell>,
     log: BTreeMap<(ShardId, AddedId), Segment>,
     tips: BTreeMap<ShardId, Tip>,
+    groups: BTreeSet<Name>,
 }
 
 impl MemoryLog {
@@ -112,6 +113,11 @@ impl Log for MemoryLog {
         ready(self.tables().cells.get(key).cloned())
     }
 
+    fn get_all<'a>(&'a self, keys: &'a [CellKey]) -> Out<'a, Vec<Option<StoredCell>>> {
+        let tables = self.tables();
+        ready(keys.iter().map(|key| tables.cells.get(key).cloned()).collect())
+    }
+
     fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>> {
         let from = CellKey { row_key: row_key.into(), column: column.into(), ref_key: 0 };
         let to = CellKey { ref_key: u64::MAX, ..from.clone() };
@@ -162,6 +168,15 @@ impl Log for MemoryLog {
 
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
         self.tables().log.remove(&(shard, last));
+        ready(())
+    }
+
+    fn groups(&self) -> Out<'_, BTreeSet<Name>> {
+        ready(self.tables().groups.clone())
+    }
+
+    fn enlist<'a>(&'a self, group: &'a Name) -> Out<'a, ()> {
+        self.tables().groups.insert(group.clone());
         ready(())
     }
 }

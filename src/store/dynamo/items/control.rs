@@ -59,6 +59,11 @@ pub(crate) fn session_item(session: &Session) -> Item {
         ("length_ms", n(session.length.as_millis())),
         ("started_at", n(session.started_at)),
     ]));
+    if !session.sources.is_empty() {
+        // There is no empty set.
+        let names = session.sources.iter().map(ToString::to_string).collect();
+        stored.insert("sources".into(), AttributeValue::Ss(names));
+    }
     stored
 }
 
@@ -87,6 +92,7 @@ pub(crate) fn session(stored: Item) -> Decoded<Session> {
         version: fields.text("version")?,
         length: Duration::from_millis(fields.number("length_ms")?),
         started_at: Millis(fields.number("started_at")?),
+        sources: fields.names("sources")?,
     })
 }
 
@@ -294,6 +300,7 @@ mod tests {
     use super::super::testing::{reason, refuses_mutilated};
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn example_session(state: SessionState, role: Role) -> Session {
         Session {
@@ -306,6 +313,7 @@ mod tests {
             pid: 4711,
             version: String::new(),
             length: Duration::from_millis(10_001),
+            sources: BTreeSet::from([Name::new("rides").unwrap(), Name::new("trips").unwrap()]),
             started_at: Millis(99),
         }
     }
@@ -319,7 +327,7 @@ mod tests {
             }
         }
         let whole = session_item(&example_session(SessionState::Live, Role::Worker));
-        refuses_mutilated(&whole, &[], session);
+        refuses_mutilated(&whole, &["sources"], session);
         assert!(reason(&whole, "state", s("undead"), session).contains("state is \"undead\""));
         assert!(reason(&whole, "role", s("king"), session).contains("role is \"king\""));
         assert!(reason(&whole, "scope", s("leases/0"), session).contains("scope is"));

@@ -7,6 +7,7 @@ use crate::cell::{
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use bytestring::ByteString;
+use std::collections::BTreeSet;
 
 /// Name of the function that gives a row its shard.
 const HASH: &str = "xxh3_64";
@@ -178,6 +179,11 @@ pub(crate) fn datastore(stored: Item) -> Decoded<FoundDatastore> {
     fields.ensure(shards > 0, || "shards is 0".into())?;
     let incarnation = Incarnation::from_stored(&fields.id("incarnation")?);
     Ok(FoundDatastore::Ours(Datastore { name, shards, incarnation }))
+}
+
+/// Reads which groups a datastore's own item names.
+pub(crate) fn groups(stored: Item) -> Decoded<BTreeSet<Name>> {
+    Fields::new("datastore", stored).names("groups")
 }
 
 #[cfg(test)]

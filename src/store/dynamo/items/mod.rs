@@ -7,8 +7,8 @@
 //! | `cells` | a cell | `row_key` S, `cell` S `column#ref_key`, 20 digits | `body` S JSON, `shard` N, `added_id` N, `created_at` N ms, `origin` M? `{trigger S, event S}` |
 //! | `log` | a segment | `shard` N, `last` N | `n` N, `cells` B, `created_at` N ms |
 //! | `tips` | a tip | `bucket` N, `shard` N | `tip` N, `created_at` N ms, `trimmed_to` N |
-//! | `tips` | the datastore | `bucket` N = -1, `shard` N = -1 | `schema` N, `name` S, `shards` N, `incarnation` S, `hash` S, `segment_formats` NS |
-//! | `control` | a session | `scope` S `sessions`, `item` S its id | `state` S, `beat` N, `inbox` N, `role` S, `host` S, `pid` N, `version` S, `length_ms` N, `started_at` N ms |
+//! | `tips` | the datastore | `bucket` N = -1, `shard` N = -1 | `schema` N, `name` S, `shards` N, `incarnation` S, `hash` S, `segment_formats` NS, `groups` SS? |
+//! | `control` | a session | `scope` S `sessions`, `item` S its id | `state` S, `beat` N, `inbox` N, `role` S, `host` S, `pid` N, `version` S, `length_ms` N, `started_at` N ms, `sources` SS? |
 //! | `control` | a trigger | `scope` S `triggers`, `item` S its name | `id` S, `name` S, `source` S, `incarnation` S, `state` S, `reason` S?, `generation` N, `revision` N, `start` B? LEB128 |
 //! | `control` | a retired trigger | `scope` S `retired`, `item` S its id | the same |
 //! | `control` | a lease | `scope` S `leases/{shard mod 16}`, `item` S `source/shard`, 5 digits | `incarnation` S, `owner` S?, `epoch` N, `seq` N, `checkpoints` M by trigger id |
@@ -28,13 +28,18 @@ pub(super) use control::{
 };
 pub(super) use datastore::{
     FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, datastore, datastore_item, datastore_key,
-    segment, segment_item, segment_key, segment_key_only, tip, tip_key,
+    groups, segment, segment_item, segment_key, segment_key_only, tip, tip_key,
 };
 pub(super) use parked::{lane_key, parked, parked_item, parked_key, position};
 
+use crate::cell::Name;
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use bytes::Bytes;
-use std::{collections::HashMap, fmt::Display, str::FromStr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Display,
+    str::FromStr,
+};
 
 /// The attributes of an item, or those of its key.
 pub(super) type Item = HashMap<String, AttributeValue>;
@@ -143,6 +148,16 @@ impl Fields {
     fn bytes(&mut self, name: &str) -> Decoded<Bytes> {
         let bytes = self.optional_bytes(name)?;
         self.required(name, bytes)
+    }
+
+    /// A set of names; absent where it is empty.
+    fn names(&mut self, name: &str) -> Decoded<BTreeSet<Name>> {
+        let set = self.optional(name, "a set of texts", |value| match value {
+            AttributeValue::Ss(set) => Some(set),
+            _ => None,
+        })?;
+        let parsed = |text: String| text.parse().map_err(|_| self.impossible(format!("{name} has {text:?}")));
+        set.unwrap_or_default().into_iter().map(parsed).collect()
     }
 
     fn list(&mut self, name: &str) -> Decoded<Vec<AttributeValue>> {

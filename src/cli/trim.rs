@@ -1,0 +1,150 @@
+//! `trim`: the old part of a datastore's logs is deleted.
+
+use super::{
+    Context,
+    exit::{Done, Usage},
+    open::Open,
+    output::{confirm, plain},
+};
+use crate::{
+    cell::{AddedId, Ledger, Log, Millis, Name, ShardId, clock, setting::duration},
+    tail::{self, Keeper},
+};
+use anyhow::Context as _;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use std::{str::FromStr, sync::Arc};
+
+/// Shards that are looked at, or trimmed, at a time.
+const PARALLEL: usize = 8;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The datastore.
+    datastore: Name,
+    /// Delete the log of the cells appended before then: a time ("2026-11-21T10:00:00Z"), or so long ago ("30d").
+    #[arg(long, value_name = "TIME")]
+    before: Before,
+    /// Also delete what a trigger has not finished: it will never be called for these cells.
+    #[arg(long)]
+    force: bool,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do it without asking.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// A moment in the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Before(Millis);
+
+impl FromStr for Before {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(ago) = duration::parse(text) {
+            let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
+            return Ok(Self(Millis(clock::wall().0.saturating_sub(ago))));
+        }
+        let time = text.parse::<jiff::Timestamp>();
+        let time = time.map_err(|_| "it must be a time such as 2026-11-21T10:00:00Z, or so long ago such as 30d")?;
+        Ok(Self(Millis(time.as_millisecond())))
+    }
+}
+
+/// What is deleted of a shard.
+#[derive(Serialize)]
+struct Part {
+    shard: u32,
+    /// Where the last trim ended.
+    trimmed_to: u64,
+    /// Where this one ends.
+    to: u64,
+    /// Who keeps it from going further, unless forced.
+    kept_by: Option<String>,
+    /// Segments that were deleted; null before.
+    segments: Option<u64>,
+}
+
+pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Done> {
+    let open = Open::new(context).await?;
+    let log = open.datastore(&args.datastore).await?;
+    let groups = match args.force {
+        true => Vec::new(),
+        false => groups(&open, log.as_ref()).await?,
+    };
+    let shards = stream::iter(log.datastore().all_shards());
+    let looks = shards.map(|shard| part(log.as_ref(), &groups, shard, args.before.0));
+    let parts: Vec<Part> = looks.buffered(PARALLEL).try_collect().await?;
+    let mut parts: Vec<Part> =
+        parts.into_iter().filter(|part| part.to > part.trimmed_to || part.kept_by.is_some()).collect();
+    let cells: u64 = parts.iter().map(|part| part.to - part.trimmed_to).sum();
+    let what = format!("the log of {cells} cells of {} (the cells themselves stay)", args.datastore);
+    if !args.dry_run && cells > 0 {
+        if !args.yes && !confirm(&format!("Delete {what}?"))? {
+            return Err(Usage("nothing was deleted".into()).into());
+        }
+        let trims = stream::iter(parts).map(async |mut part| {
+            part.segments = Some(tail::trim(log.as_ref(), ShardId(part.shard), AddedId(part.to)).await?);
+            anyhow::Ok(part)
+        });
+        parts =
+            trims.buffered(PARALLEL).try_collect().await.context("stopped half-way; the same trim again goes on")?;
+    }
+    tell(context, &parts)?;
+    eprintln!("{}: {what}", if args.dry_run { "would be deleted" } else { "deleted" });
+    Ok(Done::All)
+}
+
+fn tell(context: &mut Context, parts: &[Part]) -> anyhow::Result<()> {
+    if context.output.is_json() {
+        return parts.iter().try_for_each(|part| context.output.object(part));
+    }
+    let rows: Vec<[String; 5]> = parts
+        .iter()
+        .map(|part| {
+            let kept_by = part.kept_by.as_deref().map_or_else(|| "-".into(), plain);
+            let segments = part.segments.map_or_else(|| "-".into(), |segments| segments.to_string());
+            [part.shard.to_string(), part.trimmed_to.to_string(), part.to.to_string(), segments, kept_by]
+        })
+        .collect();
+    context.output.table(["SHARD", "TRIMMED_TO", "TO", "SEGMENTS", "KEPT_BY"], &rows)
+}
+
+/// The groups that have triggers on a datastore.
+async fn groups(open: &Open, log: &dyn Log) -> anyhow::Result<Vec<(Name, Arc<dyn Ledger>)>> {
+    let mut groups = Vec::new();
+    for group in log.groups().await? {
+        let ledger = open.store.ledger(&group).await.with_context(|| {
+            format!("group {group} has triggers on {}, and how far they are cannot be read", log.datastore().name)
+        })?;
+        groups.push((group, ledger));
+    }
+    Ok(groups)
+}
+
+/// What a trim deletes of a shard.
+async fn part(
+    log: &dyn Log,
+    groups: &[(Name, Arc<dyn Ledger>)],
+    shard: ShardId,
+    before: Millis,
+) -> anyhow::Result<Part> {
+    let wanted = tail::at_time(log, shard, before).await?;
+    let mut keepers = Vec::new();
+    for (group, ledger) in groups {
+        keepers.extend(tail::keeper(ledger.as_ref(), group, &log.datastore().name, shard).await?);
+    }
+    let keeper = keepers.into_iter().min().filter(|keeper| keeper.low < wanted);
+    let to = keeper.as_ref().map_or(wanted, |keeper| keeper.low);
+    let trimmed_to = tail::oldest(log, shard).await?;
+    Ok(Part {
+        shard: shard.0,
+        trimmed_to: trimmed_to.0,
+        to: to.max(trimmed_to).0,
+        kept_by: keeper.map(|Keeper { group, trigger, .. }| format!("{trigger} of group {group}")),
+        segments: None,
+    })
+}
