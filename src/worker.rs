@@ -4,6 +4,8 @@
 //! Two futures of one task: the coordination, which is never spawned, since a heartbeat that outlived the work that it
 //! vouches for would keep a dead worker's shards; and this loop, which owns one task for each held shard and joins it.
 
+mod tips;
+
 use crate::{
     cell::{
         AddedId, Answer, Consistency, Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId,
@@ -13,14 +15,14 @@ use crate::{
     filter::{Filter, FilterError},
     lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View, nudge_all},
     metrics,
-    shard::{Shard, Shared, Standings, Triggers},
+    shard::{Foreign, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
     tail,
 };
 use futures_util::{
     FutureExt, StreamExt,
     future::{BoxFuture, OptionFuture},
-    stream::{self, FuturesUnordered},
+    stream::FuturesUnordered,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -34,8 +36,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Buckets of tips that are read at a time.
-const PARALLEL_TIPS: usize = 8;
 /// How often it is looked whether a replaced trigger is still in use.
 const RETIRING: Duration = Duration::from_millis(500);
 
@@ -157,6 +157,7 @@ pub struct Worker {
     ended: mpsc::UnboundedSender<EndedShard>,
     triggers: Vec<Arc<Trigger>>,
     shared: Shared,
+    foreign: watch::Sender<Foreign>,
 }
 
 /// A reload whose triggers were registered or refused, and who is to be told.
@@ -182,14 +183,16 @@ impl Worker {
             setup.identity.clone(),
             sources,
         );
+        let foreign = watch::Sender::new(Foreign::default());
         let shared = Shared {
             ledger: setup.ledger.clone(),
             fence: coordinator.fence(),
             budget: Budget::new(setup.memory),
             interval: setup.checkpoint_interval,
             standings: Standings::default(),
+            foreign: foreign.subscribe(),
         };
-        Ok(Self { setup, coordinator, view, ended, triggers, shared })
+        Ok(Self { setup, coordinator, view, ended, triggers, shared, foreign })
     }
 
     /// What others may see of it.
@@ -203,7 +206,7 @@ impl Worker {
     ///
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
-        let Self { setup, coordinator, mut view, ended, triggers, shared } = self;
+        let Self { setup, coordinator, mut view, ended, triggers, shared, foreign } = self;
         let (trigger_sender, trigger_receiver) =
             watch::channel(Triggers { active: triggers.into(), records: Arc::new([]) });
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
@@ -219,7 +222,7 @@ impl Worker {
         let coordination = coordinator.run(stop.clone());
         tokio::pin!(coordination);
         let (held_sender, held) = watch::channel(BTreeSet::new());
-        let tips = poll_tips(setup.poll.clone(), setup.sources.clone(), held);
+        let tips = tips::poll(setup.poll.clone(), setup.sources.clone(), held, foreign);
         tokio::pin!(tips);
         let mut look_at = Instant::now() + RETIRING;
         loop {
@@ -241,7 +244,8 @@ impl Worker {
                         }
                     };
                     if let Some((shard, epoch, ended_as)) = message {
-                        over.insert(shard.clone(), epoch);
+                        let last = over.entry(shard.clone()).or_default();
+                        *last = epoch.max(*last);
                         let this = |running: &Running| running.grant.borrow().lease.epoch == epoch;
                         if running.get(&shard).is_some_and(this) {
                             running.remove(&shard);
@@ -304,7 +308,12 @@ impl Worker {
                         running.insert(shard, Running { grant: sender, task });
                     }
                     metrics::shards_held(running.len());
-                    held_sender.send_replace(running.keys().cloned().collect());
+                    held_sender.send_if_modified(|held| {
+                        let now: BTreeSet<ShardRef> = running.keys().cloned().collect();
+                        let changed = *held != now;
+                        *held = now;
+                        changed
+                    });
                 }
                 Some(Reload { triggers, answer }) = reload.recv(), if !is_registering => {
                     let before = trigger_sender.borrow().active.clone();
@@ -438,57 +447,4 @@ async fn register_new(ledger: &dyn Ledger, cells: &Cells, spec: &TriggerSpec) ->
         Answer::Accepted(record) | Answer::Refused(Some(record)) => record,
         Answer::Refused(None) => record,
     })
-}
-
-/// Reads the tips of the buckets in which shards are held, more often while cells come.
-async fn poll_tips(
-    config: tail::Config,
-    sources: BTreeMap<Name, Cells>,
-    mut held: watch::Receiver<BTreeSet<ShardRef>>,
-) {
-    let mut interval = config.floor;
-    let mut failures = 0_u32;
-    loop {
-        let buckets: BTreeSet<(Name, u32)> = held
-            .borrow_and_update()
-            .iter()
-            .filter_map(|shard| {
-                Some((shard.source.clone(), sources.get(&shard.source)?.datastore().bucket(shard.shard)))
-            })
-            .collect();
-        let reads = buckets.into_iter().filter_map(|(source, bucket)| {
-            let cells = sources.get(&source)?.clone();
-            Some(async move {
-                let tips = cells.log().tips(bucket, Consistency::Eventual).await;
-                (cells, tips)
-            })
-        });
-        let mut reads = stream::iter(reads).buffer_unordered(PARALLEL_TIPS);
-        let (mut moved, mut failed) = (false, false);
-        while let Some((cells, tips)) = reads.next().await {
-            match tips {
-                Ok(tips) => tips.into_iter().for_each(|tip| moved |= cells.heard(tip.shard, tip.tip)),
-                Err(error) => {
-                    if failures == 3 && !failed {
-                        tracing::warn!(error = %chain(&error), "cannot read the tips; trying again");
-                    }
-                    failed = true;
-                }
-            }
-        }
-        drop(reads);
-        failures = if failed { failures.saturating_add(1) } else { 0 };
-        interval = if failed {
-            config.ceiling.max(config.floor * (1 << failures.min(6)))
-        } else if moved {
-            config.floor
-        } else {
-            interval.mul_f64(1.5).clamp(config.floor, config.ceiling)
-        };
-        tokio::select! {
-            biased;
-            changed = held.changed() => if changed.is_err() { return std::future::pending().await },
-            () = tokio::time::sleep(interval.mul_f64(0.9 + 0.2 * fastrand::f64())) => {}
-        }
-    }
 }

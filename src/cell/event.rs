@@ -29,8 +29,15 @@ impl Event {
     /// The event's id, the same on every attempt: `datastore/incarnation/shard/added_id`.
     #[must_use]
     pub fn id(&self) -> String {
-        let Self { cell, datastore, .. } = self;
-        format!("{}/{}/{}/{}", datastore.name, datastore.incarnation, cell.shard, cell.added_id)
+        self.datastore.event_id(&self.cell)
+    }
+}
+
+impl Datastore {
+    /// The id of the events of a cell: `datastore/incarnation/shard/added_id`.
+    #[must_use]
+    pub fn event_id(&self, cell: &Cell) -> String {
+        format!("{}/{}/{}/{}", self.name, self.incarnation, cell.shard, cell.added_id)
     }
 }
 
@@ -41,6 +48,14 @@ pub struct Latest {
     pub column: ByteString,
     /// Its highest ref key with the body, or `None` where the row has no such cell.
     pub cell: Option<(RefKey, ByteString)>,
+}
+
+impl Latest {
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.column.len() + self.cell.as_ref().map_or(0, |(_, body)| body.len())
+    }
 }
 
 /// A cell that a handler's answer appends. What it leaves out is taken from the cell that was handled: the row, and

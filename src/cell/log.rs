@@ -290,6 +290,10 @@ pub trait Log: Send + Sync + 'static {
     /// Deletes one segment of the log. Deleting what is gone is no error.
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()>;
 
+    /// The incarnation that the tables have now: another one than the [datastore's](Log::datastore) means that they were made
+    /// anew since this was opened. `None` where the datastore's own item is gone. Strongly consistent.
+    fn incarnation(&self) -> Out<'_, Option<Incarnation>>;
+
     /// The groups that have a trigger on this datastore: a trim asks for their checkpoints. Strongly consistent.
     fn groups(&self) -> Out<'_, BTreeSet<Name>>;
 

@@ -2,74 +2,102 @@
 
 use super::{Item, Trigger};
 use crate::{
-    cell::{Call, Cell, CellKey, Epoch, Event, Latest, NewCell, Origin, PutCell, Verdict},
+    cell::{Call, Cell, CellKey, Epoch, Event, Latest, NewCell, Origin, PutCell, StoreError, Verdict, chain},
     store::PutError,
 };
-use futures_util::future::join_all;
-use std::{sync::Arc, time::Duration};
+use futures_util::{StreamExt, future::join_all, stream};
+use std::{iter::repeat_with, pin::pin, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// A call that ended.
 pub struct Attempted {
-    /// The trigger's place among those of its shard.
-    pub cursor: usize,
+    /// The trigger's number among those of its shard.
+    pub cursor: u64,
     /// Each item with its verdict.
-    pub items: Vec<(Item, Verdict)>,
+    pub items: Vec<Ended>,
     /// Whether it was the breaker's probe.
     pub probe: bool,
 }
 
+/// What became of one cell in a call.
+pub struct Ended {
+    /// The cell.
+    pub item: Item,
+    /// What to do with it.
+    pub verdict: Verdict,
+    /// Whether the handler was called for it.
+    pub called: bool,
+}
+
 /// Wait before an attempt that could not be prepared because the store did not answer. Not the handler's failure.
 const STORE_WAIT: Duration = Duration::from_secs(1);
+/// Cells of a batch that are prepared at a time.
+const PARALLEL: usize = 16;
+/// Bytes of included cells that one call brings; the cells of a batch that would bring more go into the next one.
+const LATEST_MAX: usize = 4 << 20;
+/// How often it is looked whether this process may write again.
+const UNSAFE_LOOK: Duration = Duration::from_millis(100);
 
 /// Runs one call. Gives exactly one verdict for each item. The permit is held to the end.
+///
+/// `safe` tells whether this process may trust its session: reading what is missing takes time, and so does the handler, and the
+/// process may have been frozen meanwhile. No call starts and no answer is appended while it may not; whoever finds that the
+/// session is over drops this future.
 pub async fn attempt(
     trigger: Arc<Trigger>,
-    cursor: usize,
+    cursor: u64,
     epoch: Epoch,
     items: Vec<Item>,
     probe: bool,
     permit: OwnedSemaphorePermit,
+    safe: impl Fn() -> bool,
 ) -> Attempted {
-    let mut verdicts: Vec<Option<Verdict>> = Vec::with_capacity(items.len());
     let mut events = Vec::with_capacity(items.len());
     let mut called = Vec::with_capacity(items.len());
-    for (i, item) in items.iter().enumerate() {
-        match prepare(&trigger, epoch, item).await {
-            Ok(event) => {
-                events.push(event);
-                called.push(i);
-                verdicts.push(None);
+    let mut verdicts: Vec<Option<Verdict>> = Vec::with_capacity(items.len());
+    {
+        let prepared: Vec<_> = items.iter().map(|item| prepare(&trigger, epoch, item)).collect();
+        let mut prepared = pin!(stream::iter(prepared).buffered(PARALLEL));
+        let mut latest = 0;
+        while latest <= LATEST_MAX
+            && let Some(result) = prepared.next().await
+        {
+            match result {
+                Ok(event) => {
+                    latest += event.latest.iter().map(Latest::size).sum::<usize>();
+                    called.push(verdicts.len());
+                    events.push(event);
+                    verdicts.push(None);
+                }
+                Err(verdict) => verdicts.push(Some(verdict)),
             }
-            Err(verdict) => verdicts.push(Some(verdict)),
         }
     }
+    if !safe() {
+        events.clear();
+        called.clear();
+    }
     if !events.is_empty() {
-        let origins: Vec<(String, Cell)> = if events.len() == 1 {
-            Vec::new()
-        } else {
-            events.iter().map(|event| (event.id(), event.cell.clone())).collect()
-        };
-        let single = (events.len() == 1).then(|| (events[0].clone(), called[0]));
+        let cells: Vec<Cell> = events.iter().map(|event| event.cell.clone()).collect();
         let answers = trigger.handler.clone().call(Call { events, timeout: trigger.config.timeout }).await;
-        if let Some((event, i)) = single {
-            let answer = answers.into_iter().next().unwrap_or_else(|| Verdict::failed("the handler gave no verdict"));
-            verdicts[i] = Some(append(&trigger, || event.id(), &event.cell, answer).await);
-        } else {
-            let mut answers = answers.into_iter();
-            let appends = called.iter().zip(origins).map(|(i, (id, cell))| {
-                let answer = answers.next().unwrap_or_else(|| Verdict::failed("the handler gave no verdict"));
-                let trigger = &trigger;
-                async move { (*i, append(trigger, || id, &cell, answer).await) }
-            });
-            for (i, verdict) in join_all(appends).await {
-                verdicts[i] = Some(verdict);
-            }
+        while !safe() {
+            tokio::time::sleep(UNSAFE_LOOK).await;
+        }
+        let answers = answers.into_iter().chain(repeat_with(|| Verdict::failed("the handler gave no verdict")));
+        let appends = cells.into_iter().zip(answers).map(|(cell, answer)| append(&trigger, cell, answer));
+        for (i, verdict) in called.iter().zip(join_all(appends).await) {
+            verdicts[*i] = Some(verdict);
         }
     }
     drop(permit);
-    let verdicts = verdicts.into_iter().map(|verdict| verdict.expect("prepared or called"));
-    Attempted { cursor, items: items.into_iter().zip(verdicts).collect(), probe }
+    let mut called = called.into_iter().peekable();
+    let verdicts = verdicts.into_iter().chain(repeat_with(|| None));
+    let ended = items.into_iter().zip(verdicts).enumerate().map(|(i, (item, verdict))| Ended {
+        item,
+        verdict: verdict.unwrap_or(Verdict::Snooze { after: Duration::ZERO }),
+        called: called.next_if_eq(&i).is_some(),
+    });
+    Attempted { cursor, items: ended.collect(), probe }
 }
 
 /// The event of an item: the cell itself for a parked one, and the latest cells of the included columns.
@@ -80,7 +108,7 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
         (None, Some(key)) => match log.get(key).await {
             Ok(Some(stored)) => stored.cell,
             Ok(None) => return Err(Verdict::DeadLetter { error: "the cell is no longer in the datastore".into() }),
-            Err(error) => return Err(not_now(&error)),
+            Err(error) => return Err(not_now(&error, "prepare a call")),
         },
         (None, None) => {
             return Err(Verdict::DeadLetter { error: "a damaged range of the log has no cells to call for".into() });
@@ -93,7 +121,7 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
                 let cell = found.map(|stored| (stored.cell.key.ref_key, stored.cell.body));
                 latest.push(Latest { column: column.as_str().into(), cell });
             }
-            Err(error) => return Err(not_now(&error)),
+            Err(error) => return Err(not_now(&error, "prepare a call")),
         }
     }
     Ok(Event {
@@ -107,18 +135,18 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
     })
 }
 
-fn not_now(error: &crate::cell::StoreError) -> Verdict {
-    tracing::warn!(error = %crate::cell::chain(error), "cannot prepare a call; trying again");
+fn not_now(error: &StoreError, what: &str) -> Verdict {
+    tracing::warn!(error = %chain(error), "cannot {what}; trying again");
     Verdict::Snooze { after: STORE_WAIT.mul_f64(0.5 + fastrand::f64()) }
 }
 
 /// Appends what a `done` brings; it counts only then.
-async fn append(trigger: &Trigger, event: impl FnOnce() -> String, cell: &Cell, answer: Verdict) -> Verdict {
+async fn append(trigger: &Trigger, cell: Cell, answer: Verdict) -> Verdict {
     let put = match answer {
         Verdict::Done { put } if !put.is_empty() => put,
         other => return other,
     };
-    let origin = Origin { trigger: trigger.record.id.clone(), event: event() };
+    let origin = Origin { trigger: trigger.record.id.clone(), event: trigger.cells.datastore().event_id(&cell) };
     let new = |put: PutCell| NewCell {
         key: CellKey {
             row_key: put.row_key.unwrap_or_else(|| cell.key.row_key.clone()),
@@ -148,7 +176,9 @@ async fn append(trigger: &Trigger, event: impl FnOnce() -> String, cell: &Cell, 
             Err(PutError::Refused(refusal)) => {
                 format!("the cell {}/{}/{} of the answer is refused: {refusal}", key.row_key, key.column, key.ref_key)
             }
-            Err(PutError::Store(error)) => format!("the answer could not be appended: {}", crate::cell::chain(&*error)),
+            // Not the handler's failure. The same call again brings the same cells, and those that are stored count.
+            Err(PutError::Store(error)) if error.kind.may_pass() => return not_now(&error, "append the answer"),
+            Err(PutError::Store(error)) => format!("the answer could not be appended: {}", chain(&*error)),
         };
         return Verdict::failed(error);
     }

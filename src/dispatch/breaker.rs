@@ -9,7 +9,9 @@ use std::{
 use tokio::time::Instant;
 
 /// Outcomes that are remembered at most.
-const REMEMBERED: usize = 4096;
+pub(super) const REMEMBERED: u32 = 4096;
+/// While a probe is out, others ask again after so long, or after the cool-down.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A circuit breaker, shared by all shards of a trigger in this worker.
 #[derive(Debug)]
@@ -57,7 +59,7 @@ impl Breaker {
             State::Closed { .. } => Gate::Go,
             State::Open { until } if now < until => Gate::Wait(until),
             // A probe whose shard was lost never reports; another is let through after a while.
-            State::Probing { since } if now < since + self.patience() => Gate::Wait(since + self.patience()),
+            State::Probing { since } if now < since + self.patience() => Gate::Wait(self.ask_again(now)),
             State::Open { .. } | State::Probing { .. } => {
                 *state = State::Probing { since: now };
                 Gate::Probe
@@ -75,7 +77,19 @@ impl Breaker {
         match *self.state() {
             State::Closed { .. } => None,
             State::Open { until } => (until > now).then_some(until),
-            State::Probing { since } => (since + self.patience() > now).then_some(since + self.patience()),
+            State::Probing { since } => (since + self.patience() > now).then(|| self.ask_again(now)),
+        }
+    }
+
+    fn ask_again(&self, now: Instant) -> Instant {
+        now + self.config.cool_down.min(ASK_AGAIN)
+    }
+
+    /// The probe ended before its handler was called: nothing was learnt, and another may go.
+    pub fn probe_was_not_made(&self, now: Instant) {
+        let mut state = self.state();
+        if let State::Probing { .. } = *state {
+            *state = State::Open { until: now };
         }
     }
 
@@ -91,7 +105,7 @@ impl Breaker {
             State::Closed { outcomes, failed } => {
                 outcomes.push_back((now, good));
                 *failed += usize::from(!good);
-                while outcomes.len() > REMEMBERED
+                while outcomes.len() > REMEMBERED as usize
                     || outcomes.front().is_some_and(|(at, _)| now.duration_since(*at) > self.config.window)
                 {
                     *failed -= usize::from(outcomes.pop_front().is_some_and(|(_, good)| !good));
@@ -151,5 +165,20 @@ mod tests {
         for _ in 0..4 {
             assert!(!breaker.report(now + 11 * second, false, false), "old failures are forgotten");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_wait_for_a_probe_ask_again_soon() {
+        let second = Duration::from_secs(1);
+        let breaker = Breaker::new(BreakerConfig { failures: 1, window: 10 * second, cool_down: 5 * second });
+        let now = Instant::now();
+        assert!(breaker.report(now, false, false));
+        let later = now + 5 * second;
+        assert_eq!(breaker.gate(later), Gate::Probe);
+        assert_eq!(breaker.opens_at(later), Some(later + ASK_AGAIN), "the probe may end at any moment");
+        breaker.probe_was_not_made(later);
+        assert_eq!(breaker.gate(later), Gate::Probe, "the other one told nothing");
+        assert_eq!(breaker.gate(later + second), Gate::Wait(later + second + ASK_AGAIN));
+        assert_eq!(breaker.gate(later + 60 * second), Gate::Probe, "a probe whose shard was lost never reports");
     }
 }

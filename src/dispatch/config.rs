@@ -1,5 +1,6 @@
 //! What the file says of one trigger.
 
+use super::breaker::REMEMBERED;
 use crate::{
     cell::{
         AddedId, CellKey, Millis, Name, ShardId,
@@ -269,7 +270,7 @@ impl Config {
         within("max_parked", self.max_parked, 1, 1_000_000)?;
         within("max_waiting", self.max_waiting, 1, 100_000)?;
         if let Some(breaker) = &self.breaker {
-            within("breaker.failures", breaker.failures, 1, 100_000)?;
+            within("breaker.failures", breaker.failures, 1, REMEMBERED)?;
             lasts("breaker.window", breaker.window, 100 * ms, Duration::from_hours(1))?;
             lasts("breaker.cool_down", breaker.cool_down, 10 * ms, Duration::from_hours(1))?;
         }

@@ -4,7 +4,7 @@
 //! written together. Until that write is accepted the window keeps the cell.
 
 use crate::cell::{AddedId, LaneChange, Parked};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Active parked cells of one trigger and shard at most; a cell that would be one more waits in the window.
 pub(super) const ACTIVE_MAX: usize = 10_000;
@@ -203,17 +203,15 @@ impl LaneBook {
     }
 
     /// Compares the book with the lane as it is stored: operators' changes win over changes of ours that are not durable.
-    /// Returns the places that are gone, and those that are new or have another due time.
-    pub(super) fn reconcile(&mut self, stored: Vec<Parked>) -> (Vec<AddedId>, Vec<AddedId>) {
+    /// Returns those that are gone, and those that are new or have another due time.
+    pub(super) fn reconcile(&mut self, stored: Vec<Parked>) -> (Vec<Parked>, Vec<AddedId>) {
         let stored: BTreeMap<AddedId, Parked> = stored.into_iter().map(|parked| (parked.added_id, parked)).collect();
         let unsent = |out: &BTreeMap<AddedId, Change>, id: &AddedId| {
             matches!(out.get(id), Some(Change { active: Some(Active::Put), .. }))
         };
         let is_gone = |id: &&AddedId| !stored.contains_key(*id) && !unsent(&self.out, id) && !unsent(&self.sending, id);
-        let gone: BTreeSet<AddedId> = self.active.keys().filter(is_gone).copied().collect();
-        for id in &gone {
-            self.active.remove(id);
-        }
+        let gone: Vec<AddedId> = self.active.keys().filter(is_gone).copied().collect();
+        let gone: Vec<Parked> = gone.into_iter().filter_map(|id| self.active.remove(&id)).collect();
         // A finished cell leaves the lane whatever an operator changed about it; only if he dropped it there is nothing to do.
         // Other changes of ours are void when he was faster.
         self.out.retain(|id, change| {
@@ -241,6 +239,6 @@ impl LaneBook {
                 fresh.push(id);
             }
         }
-        (gone.into_iter().collect(), fresh)
+        (gone, fresh)
     }
 }

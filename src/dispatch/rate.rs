@@ -42,6 +42,14 @@ impl Rate {
         *bucket = (now, tokens - n);
         Ok(())
     }
+
+    /// Gives back what was taken for nothing.
+    pub fn give_back(&self, n: usize) {
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+        let n = n as f64;
+        bucket.1 += n;
+    }
 }
 
 #[cfg(test)]

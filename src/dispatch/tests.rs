@@ -1,6 +1,6 @@
 //! The cursor's decisions, told and asked without any I/O.
 
-use super::{Ballast, Config, Cursor, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig};
+use super::{Ballast, Config, Cursor, Ended, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig};
 use crate::{
     cell::{
         AddedId, Call, Cell, CellKey, Checkpoint, Handler, LaneChange, Log, Millis, Name, NewDatastore, ParkedState,
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     fn settle(&mut self, item: Item, verdict: Verdict) {
-        self.cursor.settle(item, verdict, false, self.now);
+        self.cursor.settle(Ended { item, verdict, called: true }, false, self.now);
     }
 
     fn later(&mut self, time: Duration) {

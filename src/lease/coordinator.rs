@@ -44,6 +44,8 @@ const REST_LOST: Duration = Duration::from_secs(1);
 const PARALLEL: usize = 16;
 /// Claims in one turn of the loop, so that it turns while thousands are claimed.
 const CLAIMS_A_TURN: usize = 128;
+/// How often a worker that leaves tries to say so.
+const SIGN_OFF_TRIES: u32 = 3;
 /// Dead sessions are kept this long, for people.
 const SESSION_KEPT: Duration = Duration::from_secs(86_400);
 
@@ -269,6 +271,8 @@ struct Draining {
     give_from: Instant,
     /// What is not handed over by then is left to be found.
     leave_by: Instant,
+    /// The session says that it leaves.
+    told: bool,
 }
 
 impl<'a> Tenure<'a> {
@@ -333,10 +337,7 @@ impl<'a> Tenure<'a> {
                     if late && !self.held.is_empty() {
                         tracing::warn!(shards = self.held.len(), "left before these shards were handed over");
                     }
-                    // Without it the others wait for the session's length; nothing else depends on it.
-                    if let Err(error) = self.home.ledger.set_state(&self.me, SessionState::Dead).await {
-                        tracing::warn!(%error, "could not sign off");
-                    }
+                    self.sign_off().await;
                     return;
                 }
             }
@@ -349,11 +350,29 @@ impl<'a> Tenure<'a> {
         let alone = self.watchman.roster().len() <= 1;
         let seen_by_all = if alone { Duration::ZERO } else { self.home.config.membership };
         let leave_by = now + seen_by_all + self.home.config.drain_deadline + Duration::from_secs(5);
-        self.draining = Some(Draining { give_from: now + seen_by_all, leave_by });
-        if let Err(error) = self.home.ledger.set_state(&self.me, SessionState::Draining).await {
-            tracing::warn!(%error, "could not tell the others that this worker leaves");
-        }
+        self.draining = Some(Draining { give_from: now + seen_by_all, leave_by, told: false });
+        self.tell_draining().await;
         self.next_reading = now;
+    }
+
+    /// Until it is told, each reading of the members tries again: the others take over the sooner.
+    async fn tell_draining(&mut self) {
+        let Some(draining) = self.draining.as_mut().filter(|draining| !draining.told) else { return };
+        match self.home.ledger.set_state(&self.me, SessionState::Draining).await {
+            Ok(_) => draining.told = true,
+            Err(error) => tracing::warn!(%error, "could not tell the others that this worker leaves; trying again"),
+        }
+    }
+
+    /// Says that this worker is gone. Without it the others wait for the session's length; nothing else depends on it.
+    async fn sign_off(&self) {
+        for tries in 1..=SIGN_OFF_TRIES {
+            match self.home.ledger.set_state(&self.me, SessionState::Dead).await {
+                Ok(_) => return,
+                Err(error) => tracing::warn!(%error, tries, "could not sign off"),
+            }
+            tokio::time::sleep(back_off(Duration::from_millis(50), tries)).await;
+        }
     }
 
     async fn on_pulse(&mut self) {
@@ -378,6 +397,7 @@ impl<'a> Tenure<'a> {
 
     /// Reads all sessions: who is alive, who is to be declared dead.
     async fn read_members(&mut self) {
+        self.tell_draining().await;
         let membership = self.home.config.membership;
         let result = self.home.ledger.sessions().await;
         let sessions = match result {
@@ -457,6 +477,7 @@ impl<'a> Tenure<'a> {
             let mine = wanted(plan, &self.me).into_iter();
             self.wanted.extend(mine.map(|shard| ShardRef { source: source.name.clone(), shard }));
         }
+        self.stopped.retain(|shard, _| self.wanted.contains(shard));
         tracing::info!(workers = roster.len(), shards = self.wanted.len(), "the shards are shared anew");
     }
 
@@ -475,18 +496,22 @@ impl<'a> Tenure<'a> {
         match self.read_leases().await {
             Ok(()) => {
                 self.swept = true;
-                let waiting = self.waiting_since.map(|since| since.elapsed());
-                self.next_sweep = Instant::now()
-                    + match waiting {
-                        Some(waited) if waited < SWEEP => SWEEP_WAITING.max(self.home.config.membership),
-                        Some(_) => SWEEP_PATIENT.max(self.home.config.membership),
-                        None => SWEEP.mul_f64(0.9 + 0.2 * fastrand::f64()),
-                    };
+                self.next_sweep = Instant::now() + self.sweep_interval();
             }
             Err(error) => {
                 tracing::warn!(error = %crate::cell::chain(&error), "cannot read the leases; trying again");
                 self.next_sweep = Instant::now() + back_off(SWEEP_WAITING, 3);
             }
+        }
+    }
+
+    /// Until the next sweep: sooner while a shard that this worker wants has another owner, but not for ever.
+    fn sweep_interval(&self) -> Duration {
+        let membership = self.home.config.membership;
+        match self.waiting_since.map(|since| since.elapsed()) {
+            Some(waited) if waited < SWEEP => SWEEP_WAITING.max(membership),
+            Some(_) => SWEEP_PATIENT.max(membership),
+            None => SWEEP.mul_f64(0.9 + 0.2 * fastrand::f64()),
         }
     }
 
@@ -619,10 +644,11 @@ impl<'a> Tenure<'a> {
         }
         // Absence is not death: an owner without an item gets one.
         for owner in absent {
+            // Unanswered: the next reading shows it.
             if let Ok(Answer::Accepted(_)) = self.home.ledger.declare_dead(&owner, None).await {
                 self.sessions.insert(owner, SessionState::Dead);
+                self.next_reading = now;
             }
-            self.next_reading = now;
         }
         free.retain(|(shard, seen)| self.is_ours(shard, seen.as_ref()));
         let more = free.len() > CLAIMS_A_TURN;
@@ -673,7 +699,7 @@ impl<'a> Tenure<'a> {
         if more {
             self.next_reading = Instant::now();
         } else if waiting {
-            self.next_sweep = self.next_sweep.min(Instant::now() + SWEEP_WAITING.max(self.home.config.membership));
+            self.next_sweep = self.next_sweep.min(Instant::now() + self.sweep_interval());
         }
     }
 

@@ -1,14 +1,12 @@
 //! What was read of a shard's log and is wanted by some cursor: a bounded cache of decoded segments.
 
-use crate::{
-    cell::AddedId,
-    dispatch::{Ballast, Budget},
-    tail::Entry,
-};
+use crate::{cell::AddedId, dispatch::Ballast, tail::Entry};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Bytes that a ring keeps beyond what a cursor needs next.
-const KEPT: usize = 4 << 20;
+/// Bytes that a ring keeps for cursors that come later, so that these need not read again.
+const KEPT: usize = 1 << 20;
+/// What a cell takes in memory beside its texts.
+const CELL: usize = 160;
 
 /// A decoded segment.
 pub(super) struct Chunk {
@@ -16,6 +14,14 @@ pub(super) struct Chunk {
     pub(super) ballast: Arc<Ballast>,
     pub(super) first: AddedId,
     bytes: usize,
+}
+
+/// Bytes that an entry takes in memory.
+pub(super) fn size(entry: &Entry) -> usize {
+    match entry {
+        Entry::Cells(cells) => cells.iter().map(|cell| cell.size() + CELL).sum(),
+        Entry::Trimmed { .. } | Entry::Damaged { .. } => CELL,
+    }
 }
 
 /// Decoded segments by their last place.
@@ -32,25 +38,11 @@ impl Ring {
         (chunk.first <= at.next()).then_some((chunk, *last))
     }
 
-    /// Bytes of all chunks.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
-    /// Takes what was read.
-    pub(super) fn insert(&mut self, entry: Entry, budget: &Budget) {
+    /// Takes what was read, with what pays for it.
+    pub(super) fn insert(&mut self, entry: Entry, ballast: Ballast) {
         let Some((first, last)) = entry.range() else { return };
-        let bytes = match &entry {
-            Entry::Cells(cells) => cells.iter().map(|cell| cell.size() + 160).sum(),
-            Entry::Trimmed { .. } | Entry::Damaged { .. } => 64,
-        };
-        // What was read is here whether the budget has room or not; the next read waits for it.
-        let ballast = Arc::new(budget.take(bytes).unwrap_or_default());
-        let chunk = Chunk { entry, ballast, first, bytes };
+        let bytes = size(&entry);
+        let chunk = Chunk { entry, ballast: Arc::new(ballast), first, bytes };
         self.bytes += bytes;
         self.bytes -= self.chunks.insert(last, chunk).map_or(0, |chunk| chunk.bytes);
     }
@@ -64,17 +56,18 @@ impl Ring {
         {
             self.bytes -= entry.remove().bytes;
         }
-        if self.bytes <= KEPT {
-            return;
+        if self.bytes > KEPT {
+            self.shed(&cursors, KEPT);
         }
-        let mut last = None;
-        while self.bytes > KEPT {
-            let Some(place) = self.chunks.range(..last.unwrap_or(AddedId(u64::MAX))).next_back().map(|(last, _)| *last)
-            else {
-                return;
-            };
-            last = Some(place);
-            let first = self.chunks[&place].first;
+    }
+
+    /// Drops, from the newest on, what none of these cursors comes to next, until so many bytes are left.
+    pub(super) fn shed(&mut self, cursors: &[AddedId], kept: usize) {
+        let mut before = None;
+        while self.bytes > kept {
+            let newer = self.chunks.range(..before.unwrap_or(AddedId(u64::MAX))).next_back();
+            let Some((place, first)) = newer.map(|(last, chunk)| (*last, chunk.first)) else { return };
+            before = Some(place);
             let next = cursors.iter().any(|at| first <= at.next() && *at < place);
             if !next && let Some(chunk) = self.chunks.remove(&place) {
                 self.bytes -= chunk.bytes;

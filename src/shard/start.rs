@@ -2,8 +2,8 @@
 //! that a start by time or by `newest` means the same after a crash.
 
 use super::{
-    Shard, active_lane, read_lane,
-    write::{Wrote, write},
+    Home, active_lane, read_lane,
+    write::{Trouble, Wrote, write},
 };
 use crate::{
     cell::{AddedId, Checkpoint, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
@@ -13,31 +13,50 @@ use crate::{
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 
-/// Why the cursors could not be made.
+/// Why cursors could not be made.
 pub(super) enum NoStart {
     /// The lease is not ours any more.
     Lost,
-    /// To be tried again, with the reason.
+    /// The store did not answer as it should: to be tried again soon.
+    Soon(String),
+    /// To be tried again, but a person has to look.
     Later(String),
 }
 
 impl From<StoreError> for NoStart {
     fn from(error: StoreError) -> Self {
-        Self::Later(chain(&error))
+        TailError::from(error).into()
     }
 }
 
 impl From<TailError> for NoStart {
     fn from(error: TailError) -> Self {
-        Self::Later(chain(&error))
+        if error.may_pass() { Self::Soon(chain(&error)) } else { Self::Later(chain(&error)) }
     }
 }
 
-/// One cursor for each trigger, with its active lane loaded. `lease` is as the last write left it.
-pub(super) async fn cursors(
-    home: &Shard,
+/// Cursors that begin, and the lease as the last write left it.
+pub(super) struct Started {
+    pub(super) lease: Lease,
+    pub(super) cursors: Result<Vec<Cursor>, NoStart>,
+}
+
+/// One cursor for each trigger, with its active lane loaded.
+pub(super) async fn start(
+    home: Arc<Home>,
+    mut lease: Lease,
+    triggers: Vec<Arc<Trigger>>,
+    trouble: &Trouble,
+) -> Started {
+    let cursors = cursors(&home, &mut lease, &triggers, trouble).await;
+    Started { lease, cursors }
+}
+
+async fn cursors(
+    home: &Home,
     lease: &mut Lease,
     triggers: &[Arc<Trigger>],
+    trouble: &Trouble,
 ) -> Result<Vec<Cursor>, NoStart> {
     let tip = tail::newest(&**home.cells.log(), home.shard.shard).await?;
     home.cells.heard(home.shard.shard, tip);
@@ -69,7 +88,7 @@ pub(super) async fn cursors(
             lanes: Vec::new(),
             release: false,
         };
-        match write(home.shared.ledger.clone(), home.shared.fence.clone(), lease_write).await {
+        match write(home.shared.ledger.clone(), home.shared.fence.clone(), lease_write, trouble).await {
             Wrote::Accepted(after) => *lease = *after,
             Wrote::LaneChanged | Wrote::Lost => return Err(NoStart::Lost),
         }
@@ -87,7 +106,7 @@ pub(super) async fn cursors(
 }
 
 /// Where a trigger without a checkpoint begins in this shard.
-async fn place(home: &Shard, trigger: &Trigger) -> Result<AddedId, NoStart> {
+async fn place(home: &Home, trigger: &Trigger) -> Result<AddedId, NoStart> {
     let (log, shard) = (&**home.cells.log(), home.shard.shard);
     if let Some(start) = &trigger.record.start {
         return Ok(start.get(shard.0 as usize).copied().unwrap_or_default());

@@ -1,10 +1,11 @@
 //! One write of a shard's lease, until it is accepted or refused.
 
 use crate::{
-    cell::{Answer, ErrorKind, Lease, LeaseWrite, Ledger, chain},
+    cell::{Answer, Lease, LeaseWrite, Ledger, chain},
     lease::Fence,
 };
 use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
 
 /// How a write ended.
 #[derive(Debug)]
@@ -19,38 +20,55 @@ pub(super) enum Wrote {
 
 /// While the fence is closed nothing is sent; this is how often it is looked at.
 const FENCED: Duration = Duration::from_millis(100);
+/// Failures in a row before it is told.
+const TOLD_FROM: u32 = 3;
+/// Told again after so long.
+const TOLD_AGAIN: Duration = Duration::from_mins(1);
+
+/// Why the checkpoints of a shard cannot be written, if so.
+pub(super) type Trouble = watch::Sender<Option<String>>;
 
 /// Sends a write until somebody says yes or no. An answer that is lost is settled by sending the same write again: its `seq`
 /// makes the second copy refused, and the refusal shows that the first was accepted. No other write of this lease is made
-/// before.
-pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: LeaseWrite) -> Wrote {
+/// before, and no other write ever has its `seq`.
+pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: LeaseWrite, trouble: &Trouble) -> Wrote {
     let mut failures = 0_u32;
+    let mut told: Option<Instant> = None;
     let mut unanswered = false;
-    loop {
+    let answer = loop {
         if !fence.is_safe() {
             tokio::time::sleep(FENCED).await;
             continue;
         }
-        let lease = match ledger.write(&write).await {
-            Ok(Answer::Accepted(lease)) => return Wrote::Accepted(Box::new(lease)),
-            Ok(Answer::Refused(None)) => return Wrote::Lost,
-            Ok(Answer::Refused(Some(lease))) => lease,
+        match ledger.write(&write).await {
+            Ok(answer) => break answer,
             Err(error) => {
                 unanswered |= !error.kind.not_applied();
                 failures += 1;
-                if failures == 3 || error.kind == ErrorKind::Invalid && failures == 1 {
-                    tracing::warn!(shard = %write.shard, error = %chain(&error), "cannot write the checkpoint; trying again");
+                if failures >= TOLD_FROM && told.is_none_or(|told| told.elapsed() >= TOLD_AGAIN) {
+                    let error = chain(&error);
+                    tracing::warn!(shard = %write.shard, error, failures, "cannot write the checkpoint; trying again");
+                    trouble.send_replace(Some(format!("cannot write the checkpoint: {error}")));
+                    told = Some(Instant::now());
                 }
                 let bound = Duration::from_millis(20) * (1 << failures.min(8));
                 tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                continue;
             }
-        };
-        let same_epoch = lease.epoch == write.epoch;
-        if unanswered && same_epoch && lease.seq == write.seq {
-            return Wrote::Accepted(Box::new(lease));
         }
-        let ours = same_epoch && lease.owner.as_ref() == Some(&write.owner);
-        return if ours && lease.seq < write.seq { Wrote::LaneChanged } else { Wrote::Lost };
+    };
+    if told.is_some() {
+        tracing::info!(shard = %write.shard, "the checkpoint can be written again");
+        trouble.send_replace(None);
     }
+    let lease = match answer {
+        Answer::Accepted(lease) => return Wrote::Accepted(Box::new(lease)),
+        Answer::Refused(None) => return Wrote::Lost,
+        Answer::Refused(Some(lease)) => lease,
+    };
+    let same_epoch = lease.epoch == write.epoch;
+    if unanswered && same_epoch && lease.seq == write.seq {
+        return Wrote::Accepted(Box::new(lease));
+    }
+    let ours = same_epoch && lease.owner.as_ref() == Some(&write.owner);
+    if ours && lease.seq < write.seq { Wrote::LaneChanged } else { Wrote::Lost }
 }

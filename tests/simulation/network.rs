@@ -269,6 +269,9 @@ impl<L: Log> Log for FarLog<L> {
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
         far!(self, delete_segment(shard: shard => shard, last: last => last))
     }
+    fn incarnation(&self) -> Out<'_, Option<Incarnation>> {
+        far!(self, incarnation())
+    }
     fn groups(&self) -> Out<'_, BTreeSet<Name>> {
         far!(self, groups())
     }

@@ -1,11 +1,11 @@
 //! The trait `Log` over the tables of a datastore.
 
 use super::failure::{Access, Reason, failed, refused_transaction, undecodable};
-use super::items::{self, Item, n, s};
+use super::items::{self, FoundDatastore, Item, n, s};
 use super::tables::DatastoreTables;
 use crate::cell::{
-    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Log, Name, Out, Segment, SegmentKey,
-    Settled, ShardId, StoreError, StoredCell, Tip,
+    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, Out, Segment,
+    SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -356,12 +356,21 @@ impl Log for DynamoLog {
         })
     }
 
+    fn incarnation(&self) -> Out<'_, Option<Incarnation>> {
+        Box::pin(async move {
+            let Some(item) = self.own_item().await? else { return Ok(None) };
+            match items::datastore(item) {
+                Ok(FoundDatastore::Ours(datastore)) => Ok(Some(datastore.incarnation)),
+                // Of another release: certainly not the one that was opened.
+                Ok(FoundDatastore::OtherSchema(_)) => Ok(None),
+                Err(why) => Err(undecodable(&self.tables.tips, "GetItem", why)),
+            }
+        })
+    }
+
     fn groups(&self) -> Out<'_, BTreeSet<Name>> {
         Box::pin(async move {
-            let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(items::datastore_key()));
-            let answer = get.consistent_read(true).send().await;
-            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.tips, "GetItem", error))?;
-            let groups = items::groups(answer.item.unwrap_or_default());
+            let groups = items::groups(self.own_item().await?.unwrap_or_default());
             groups.map_err(|why| undecodable(&self.tables.tips, "GetItem", why))
         })
     }
@@ -386,6 +395,13 @@ impl Log for DynamoLog {
 }
 
 impl DynamoLog {
+    /// The datastore's own item.
+    async fn own_item(&self) -> Result<Option<Item>, StoreError> {
+        let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(items::datastore_key()));
+        let answer = get.consistent_read(true).send().await;
+        Ok(answer.map_err(|error| failed(Access::Read, &self.tables.tips, "GetItem", error))?.item)
+    }
+
     /// One batch of reads, and what the store left unread of it: an answer ends at 16 MB, or sooner when it is busy.
     async fn batch_get(&self, keys: &[&CellKey]) -> Result<Vec<StoredCell>, StoreError> {
         const OPERATION: &str = "BatchGetItem";

@@ -171,6 +171,10 @@ impl Log for MemoryLog {
         ready(())
     }
 
+    fn incarnation(&self) -> Out<'_, Option<Incarnation>> {
+        ready(Some(self.datastore.incarnation.clone()))
+    }
+
     fn groups(&self) -> Out<'_, BTreeSet<Name>> {
         ready(self.tables().groups.clone())
     }

@@ -12,24 +12,23 @@
 //!
 //! A cell counts against the window until it is finished and covered by a durable checkpoint, or parked in a durable lane.
 
-use super::{
-    Ballast, Gate, Trigger,
-    config::{Exhausted, Order},
-    lane::{ACTIVE_MAX, LaneBook},
-    retry::IN_MEMORY,
-};
+mod parking;
+mod retries;
+mod save;
+
+use super::{Ballast, Ended, Gate, Trigger, config::Order, lane::LaneBook, retry::IN_MEMORY};
 use crate::{
     cell::{
-        AddedId, Cell, CellKey, Checkpoint, LaneChange, Millis, Parked, ParkedState, ShardPause, ShardRef,
-        TriggerRecord, TriggerState, Verdict,
+        AddedId, Cell, CellKey, Checkpoint, Millis, ParkedState, ShardPause, ShardRef, TriggerRecord, TriggerState,
+        Verdict,
     },
-    checkpoint::{Damaged, Window, decode_attempts, encode_attempts},
+    checkpoint::{Damaged, Window, decode_attempts},
     filter::Decision,
-    metrics,
 };
 use bytestring::ByteString;
+use retries::Retries;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -70,8 +69,11 @@ pub struct Item {
     pub attempts: u32,
     /// Ends of a carrier's process in which it was in flight.
     pub interruptions: u32,
+    /// It was the breaker's probe already, and failed.
+    probed: bool,
     /// What it waits behind.
     lock: ByteString,
+    /// Of a parked one, attempts, errors and `since` are those of the book.
     errors: Vec<String>,
     since: Option<Millis>,
     /// Out of the window: in the active lane, or on its way there.
@@ -121,16 +123,20 @@ pub struct Cursor {
     ready: VecDeque<Item>,
     ready_since: Option<Instant>,
     rows: HashMap<ByteString, Row>,
-    retries: BTreeMap<(Instant, AddedId), Item>,
+    retries: Retries,
     in_flight: u32,
-    /// Parked cells in flight.
-    parked_in_flight: BTreeSet<AddedId>,
+    /// Parked cells in memory: ready, in flight, or waiting.
+    in_hand: HashSet<AddedId>,
     attempts: BTreeMap<AddedId, u32>,
     book: LaneBook,
     dead: u64,
     generation: u64,
     paused: Option<ShardPause>,
     trigger_paused: bool,
+    /// As the trigger's record was last read.
+    revision: u64,
+    /// A handler asked for a pause when the record was at this revision.
+    pausing: Option<u64>,
     pause_wish: Option<String>,
     /// Since when something is finished that no durable checkpoint covers.
     dirty_since: Option<Instant>,
@@ -161,15 +167,17 @@ impl Cursor {
             ready: VecDeque::new(),
             ready_since: None,
             rows: HashMap::new(),
-            retries: BTreeMap::new(),
+            retries: Retries::default(),
             in_flight: 0,
-            parked_in_flight: BTreeSet::new(),
+            in_hand: HashSet::new(),
             attempts,
             book: LaneBook::default(),
             dead: checkpoint.dead,
             generation: checkpoint.generation,
             paused: checkpoint.paused.clone(),
             trigger_paused: false,
+            revision: trigger.record.revision,
+            pausing: None,
             pause_wish: None,
             dirty_since: None,
             leaving: Vec::new(),
@@ -240,7 +248,12 @@ impl Cursor {
 
     /// A fresher reading of the trigger's record.
     pub fn follow(&mut self, record: &TriggerRecord) {
-        self.trigger_paused = record.state != TriggerState::Active;
+        self.revision = record.revision;
+        // The pause that its handler asked for is not stored yet: this reading is older.
+        if self.pausing.is_none_or(|asked_at| record.revision > asked_at) {
+            self.pausing = None;
+            self.trigger_paused = record.state != TriggerState::Active;
+        }
         if record.generation > self.generation {
             self.generation = record.generation;
             self.dead = 0;
@@ -254,6 +267,21 @@ impl Cursor {
     #[must_use]
     pub fn wants(&self) -> Option<AddedId> {
         self.has_room().then_some(self.at)
+    }
+
+    /// Where it wants to read, if only to know how old the first unfinished cell is.
+    #[must_use]
+    pub fn is_curious(&self, tip: AddedId) -> Option<AddedId> {
+        self.wants().or_else(|| (self.times.is_empty() && self.at < tip).then_some(self.at))
+    }
+
+    /// What comes next, whether there is room for it or not.
+    pub fn learn(&mut self, next: &[Cell]) {
+        if self.times.is_empty()
+            && let Some(cell) = next.iter().find(|cell| cell.added_id > self.at)
+        {
+            self.times.push_back((cell.added_id, cell.created_at));
+        }
     }
 
     /// Where it will read on, room or not.
@@ -326,16 +354,15 @@ impl Cursor {
         if last <= self.at || !self.has_room() {
             return;
         }
-        let first = self.at.next();
+        let mut first = self.at.next();
         self.at = last;
-        self.dead += 1;
-        self.dirty_since.get_or_insert(now.instant);
-        let parked = Parked {
-            last,
-            errors: vec![clip(format!("the log's segment cannot be decoded: {reason}"))],
-            ..self.parked_as(first, ParkedState::Dead, now)
-        };
-        self.book.bury(parked, true);
+        while first <= last && self.window.is_done(first) {
+            first = first.next();
+        }
+        if first <= last {
+            let why = clip(format!("the log's segment cannot be decoded: {reason}"));
+            self.bury_range(first, last, why, now);
+        }
     }
 
     fn item(&mut self, cell: Cell, ballast: Arc<Ballast>) -> Item {
@@ -350,6 +377,7 @@ impl Cursor {
             key: None,
             attempts,
             interruptions: 0,
+            probed: false,
             lock,
             errors: Vec::new(),
             since: None,
@@ -395,11 +423,7 @@ impl Cursor {
 
     /// Moves what is due back to what is ready.
     pub fn wake(&mut self, now: Now) {
-        while let Some(entry) = self.retries.first_entry() {
-            if entry.key().0 > now.instant {
-                return;
-            }
-            let item = entry.remove();
+        while let Some(item) = self.retries.pop(now.instant) {
             self.make_ready(item, now);
         }
     }
@@ -407,7 +431,7 @@ impl Cursor {
     /// What it wants to do next, a slot provided.
     #[must_use]
     pub fn next(&self, now: Now) -> Next {
-        let due = self.retries.first_key_value().map(|((at, _), _)| *at);
+        let due = self.retries.due();
         let wait = |at: Option<Instant>| at.map_or(Next::Idle, Next::At);
         if self.pause().is_some() {
             return Next::Idle;
@@ -452,33 +476,50 @@ impl Cursor {
         let (n, probe) = match self.trigger.breaker.as_ref().map(|breaker| breaker.gate(now.instant)) {
             None | Some(Gate::Go) => (n, false),
             Some(Gate::Probe) => (1, true),
-            Some(Gate::Wait(_)) => return None,
+            Some(Gate::Wait(_)) => {
+                if let Some(rate) = &self.trigger.rate {
+                    rate.give_back(n);
+                }
+                return None;
+            }
         };
         let mut items: Vec<Item> = self.ready.drain(..n).collect();
         self.ready_since = (!self.ready.is_empty()).then_some(now.instant);
         self.in_flight += u32::try_from(n).unwrap_or(u32::MAX);
         for item in &mut items {
+            self.refresh(item);
             item.since.get_or_insert(now.wall);
         }
-        self.parked_in_flight.extend(items.iter().filter(|item| item.parked).map(|item| item.added_id));
         Some((items, probe))
     }
 
-    /// Takes a cell back with its verdict.
-    pub fn settle(&mut self, mut item: Item, verdict: Verdict, probe: bool, now: Now) {
-        self.in_flight -= 1;
-        self.parked_in_flight.remove(&item.added_id);
-        self.trigger.attempts.ended(verdict.label());
-        if item.parked && self.book.get(item.added_id).is_none() {
-            // An operator dropped it meanwhile.
-            self.leave_row(&item.lock, now);
-            return;
-        }
-        let good = !matches!(verdict, Verdict::Failed { .. } | Verdict::Interrupted { .. });
-        if let Some(breaker) = &self.trigger.breaker
-            && breaker.report(now.instant, probe, good)
+    /// Of a parked cell the book knows best: an operator may have reset its attempts meanwhile.
+    fn refresh(&self, item: &mut Item) {
+        if item.parked
+            && let Some(parked) = self.book.get(item.added_id)
         {
-            tracing::warn!(trigger = %self.trigger.name, "everything fails: calls stop for a while");
+            item.attempts = parked.attempts;
+            item.since = Some(parked.since);
+        }
+    }
+
+    /// Takes a cell back with its verdict; `probe` when it was the breaker's.
+    pub fn settle(&mut self, ended: Ended, probe: bool, now: Now) {
+        let Ended { mut item, verdict, called } = ended;
+        self.in_flight -= 1;
+        if called {
+            self.trigger.attempts.ended(verdict.label());
+        }
+        self.tell_breaker(&verdict, called, probe, now);
+        if item.parked {
+            let Some(parked) = self.book.get(item.added_id) else {
+                // An operator dropped it meanwhile.
+                self.in_hand.remove(&item.added_id);
+                self.leave_row(&item.lock, now);
+                return;
+            };
+            item.errors.clone_from(&parked.errors);
+            self.refresh(&mut item);
         }
         match verdict {
             Verdict::Done { .. } | Verdict::Drop => self.finish(item, now),
@@ -488,10 +529,12 @@ impl Cursor {
                 note(&mut item.errors, error);
                 self.again(item, INTERRUPTED_WAIT, now);
             }
-            Verdict::Failed { error, .. } if probe => {
-                // The attempt was made to see whether the outage is over, not for the cell's sake.
+            Verdict::Failed { error, .. } if probe && !item.probed => {
+                // The attempt was made to see whether the outage is over, not for the cell's sake. The next probe is another
+                // cell, if there is one: this one may be bad itself.
                 note(&mut item.errors, error);
-                self.make_ready_first(item, now);
+                item.probed = true;
+                self.make_ready(item, now);
             }
             Verdict::Failed { error, retry_after } => {
                 item.attempts += 1;
@@ -511,20 +554,32 @@ impl Cursor {
             }
             Verdict::Pause { error } => {
                 self.trigger_paused = true;
+                self.pausing = Some(self.revision);
                 self.pause_wish = Some(clip(error));
-                self.make_ready_first(item, now);
+                self.ready_since.get_or_insert(now.instant);
+                self.ready.push_front(item);
             }
         }
     }
 
-    fn make_ready_first(&mut self, item: Item, now: Now) {
-        self.ready_since.get_or_insert(now.instant);
-        self.ready.push_front(item);
+    fn tell_breaker(&self, verdict: &Verdict, called: bool, probe: bool, now: Now) {
+        let Some(breaker) = &self.trigger.breaker else { return };
+        if !called {
+            if probe {
+                breaker.probe_was_not_made(now.instant);
+            }
+            return;
+        }
+        let good = !matches!(verdict, Verdict::Failed { .. } | Verdict::Interrupted { .. });
+        if breaker.report(now.instant, probe, good) {
+            tracing::warn!(trigger = %self.trigger.name, "everything fails: calls stop for a while");
+        }
     }
 
     fn finish(&mut self, item: Item, now: Now) {
         if item.parked {
             self.book.remove(item.added_id);
+            self.in_hand.remove(&item.added_id);
         } else {
             self.undone -= 1;
             self.unsaved += 1;
@@ -551,338 +606,6 @@ impl Cursor {
                 self.rows.remove(lock);
             }
         }
-    }
-
-    /// Later again: soon from memory, much later from the active lane.
-    fn again(&mut self, mut item: Item, wait: Duration, now: Now) {
-        let due = now.instant + wait;
-        let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-        let next_attempt_at = Millis(now.wall.0.saturating_add(millis));
-        if item.parked {
-            self.book.update(item.added_id, |parked| {
-                parked.state = ParkedState::Retrying;
-                parked.attempts = item.attempts;
-                parked.errors.clone_from(&item.errors);
-                parked.next_attempt_at = next_attempt_at;
-            });
-            self.dirty_since.get_or_insert(now.instant);
-        } else if wait > IN_MEMORY && self.trigger.config.order != Order::Shard && self.book.len() < ACTIVE_MAX {
-            self.park(&mut item, ParkedState::Retrying, next_attempt_at, now);
-        } else if item.attempts > 0 {
-            self.attempts.insert(item.added_id, item.attempts);
-            self.dirty_since.get_or_insert(now.instant);
-        }
-        let (head, parked) = (item.added_id, item.parked);
-        let lock = item.lock.clone();
-        self.retries.insert((due, head), item);
-        if parked && wait > IN_MEMORY {
-            let Some(row) = self.rows.get_mut(&lock) else { return };
-            // What waits in memory behind it leaves the window too.
-            for waiting in std::mem::take(&mut row.queue) {
-                if waiting.parked {
-                    if let Some(row) = self.rows.get_mut(&lock) {
-                        row.queue.push_back(waiting);
-                    }
-                } else {
-                    self.park_behind(head, waiting, now);
-                }
-            }
-        }
-    }
-
-    /// Takes a cell out of the window into the active lane.
-    fn park(&mut self, item: &mut Item, state: ParkedState, next_attempt_at: Millis, now: Now) {
-        let key = item.cell.as_ref().map(|cell| cell.key.clone());
-        let parked = Parked {
-            row_key: key.as_ref().map_or_else(String::new, |key| key.row_key.to_string()),
-            column: key.as_ref().map_or_else(String::new, |key| key.column.to_string()),
-            ref_key: key.as_ref().map_or(0, |key| key.ref_key),
-            attempts: item.attempts,
-            errors: item.errors.clone(),
-            next_attempt_at,
-            since: item.since.unwrap_or(now.wall),
-            ..self.parked_as(item.added_id, state, now)
-        };
-        tracing::debug!(trigger = %self.trigger.name, shard = %self.shard, added_id = %item.added_id, ?state, "parked");
-        self.book.park(parked);
-        self.undone -= 1;
-        self.bytes -= item.size();
-        self.attempts.remove(&item.added_id);
-        item.cell = None;
-        item.key = key;
-        item.parked = true;
-        item.ballast = None;
-        self.dirty_since.get_or_insert(now.instant);
-    }
-
-    fn parked_as(&self, added_id: AddedId, state: ParkedState, now: Now) -> Parked {
-        Parked {
-            trigger: self.trigger.record.id.clone(),
-            shard: self.shard.clone(),
-            added_id,
-            last: added_id,
-            row_key: String::new(),
-            column: String::new(),
-            ref_key: 0,
-            state,
-            attempts: 0,
-            errors: Vec::new(),
-            next_attempt_at: Millis(0),
-            since: now.wall,
-            revision: Parked::fresh_revision(),
-        }
-    }
-
-    /// Parks a cell behind the retrying head of its row; too many there, and the head counts as exhausted.
-    fn park_behind(&mut self, head: AddedId, mut item: Item, now: Now) {
-        let lock = item.lock.clone();
-        let Some(row) = self.rows.get_mut(&lock) else { return };
-        let full = row.queue.len() >= self.trigger.config.max_waiting as usize || self.book.len() >= ACTIVE_MAX;
-        if !full {
-            self.park(&mut item, ParkedState::Waiting, Millis(0), now);
-            if let Some(row) = self.rows.get_mut(&lock) {
-                row.queue.push_back(item);
-            }
-            return;
-        }
-        row.queue.push_back(item);
-        if self.trigger.config.exhausted != Exhausted::Block
-            && let Some(key) = self.retries.keys().find(|(_, id)| *id == head).copied()
-            && let Some(mut head) = self.retries.remove(&key)
-        {
-            note(
-                &mut head.errors,
-                format!("{} later cells of its row wait behind it", self.trigger.config.max_waiting),
-            );
-            self.exhaust(head, now);
-        }
-    }
-
-    fn exhaust(&mut self, item: Item, now: Now) {
-        match self.trigger.config.exhausted {
-            Exhausted::Park => self.bury(item, now),
-            Exhausted::Block => {
-                let wait = self.trigger.config.retry.max.mul_f64(0.5 + fastrand::f64() / 2.0);
-                self.again(item, wait, now);
-            }
-            Exhausted::Drop => {
-                tracing::warn!(trigger = %self.trigger.name, shard = %self.shard, added_id = %item.added_id,
-                    attempts = item.attempts, "attempts used up: dropped");
-                metrics::dropped(self.trigger.name.as_str());
-                self.finish(item, now);
-            }
-        }
-    }
-
-    /// Parks a cell as dead. It blocks nobody.
-    fn bury(&mut self, item: Item, now: Now) {
-        let from_window = !item.parked;
-        let parked = if from_window {
-            self.undone -= 1;
-            self.bytes -= item.size();
-            self.attempts.remove(&item.added_id);
-            let key = item.cell.as_ref().map(|cell| cell.key.clone());
-            Parked {
-                row_key: key.as_ref().map_or_else(String::new, |key| key.row_key.to_string()),
-                column: key.as_ref().map_or_else(String::new, |key| key.column.to_string()),
-                ref_key: key.as_ref().map_or(0, |key| key.ref_key),
-                since: item.since.unwrap_or(now.wall),
-                ..self.parked_as(item.added_id, ParkedState::Dead, now)
-            }
-        } else {
-            match self.book.remove(item.added_id) {
-                Some(parked) => Parked { state: ParkedState::Dead, revision: Parked::fresh_revision(), ..parked },
-                None => return self.leave_row(&item.lock, now),
-            }
-        };
-        let parked = Parked { attempts: item.attempts, errors: item.errors, next_attempt_at: Millis(0), ..parked };
-        tracing::warn!(trigger = %self.trigger.name, shard = %self.shard, added_id = %item.added_id,
-            row = parked.row_key, attempts = parked.attempts, error = parked.errors.last(), "parked as dead");
-        self.book.bury(parked, from_window);
-        self.dead += 1;
-        if self.dead > self.trigger.config.max_parked && self.paused.is_none() {
-            let reason = format!("{} dead cells on this shard, more than max_parked", self.dead);
-            tracing::error!(trigger = %self.trigger.name, shard = %self.shard, reason, "paused on this shard");
-            self.paused = Some(ShardPause { generation: self.generation, reason });
-        }
-        self.dirty_since.get_or_insert(now.instant);
-        self.leave_row(&item.lock, now);
-    }
-
-    // ---- the active lane as it is stored ----
-
-    /// Takes the active lane as it is stored, at the start. A parked cell that the checkpoint does not count as finished is
-    /// before it again, after a rewind or because the finished ranges did not fit: the log brings it in its order, and its
-    /// lane item goes.
-    pub fn resume_lane(&mut self, stored: Vec<Parked>, now: Now) {
-        let (kept, void): (Vec<Parked>, Vec<Parked>) =
-            stored.into_iter().partition(|parked| self.window.is_done(parked.added_id));
-        self.reconcile(kept, now);
-        for parked in void {
-            self.book.void(parked);
-            self.dirty_since.get_or_insert(now.instant);
-        }
-    }
-
-    /// Compares with the active lane as it is stored, whenever an operator was there.
-    pub fn reconcile(&mut self, stored: Vec<Parked>, now: Now) {
-        let (gone, fresh) = self.book.reconcile(stored);
-        for id in gone {
-            self.forget(id, now);
-        }
-        for id in fresh {
-            if !self.window.is_done(id) {
-                // It is in the window, after a rewind, and an operator revived its dead copy: the log's order rules.
-                self.book.void_known(id);
-                self.dirty_since.get_or_insert(now.instant);
-                continue;
-            }
-            let Some(parked) = self.book.get(id).cloned() else { continue };
-            let wait =
-                u64::try_from(parked.next_attempt_at.0 - now.wall.0).map_or(Duration::ZERO, Duration::from_millis);
-            let due = now.instant + wait;
-            if let Some(key) = self.retries.keys().find(|(_, of)| *of == id).copied() {
-                // The due time changed.
-                if let Some(item) = self.retries.remove(&key) {
-                    self.retries.insert((due, id), item);
-                }
-                continue;
-            }
-            if !self.parked_in_flight.contains(&id) {
-                self.load(parked, due);
-            }
-        }
-    }
-
-    /// Takes a parked cell that was not in hand.
-    fn load(&mut self, parked: Parked, due: Instant) {
-        let in_hand =
-            |row: &Row| row.head == parked.added_id || row.queue.iter().any(|i| i.added_id == parked.added_id);
-        let key = CellKey { row_key: parked.row_key.into(), column: parked.column.into(), ref_key: parked.ref_key };
-        let lock = match self.trigger.config.order {
-            Order::Row => key.row_key.clone(),
-            Order::Shard | Order::None => ByteString::new(),
-        };
-        let item = Item {
-            added_id: parked.added_id,
-            cell: None,
-            key: (!key.row_key.is_empty()).then_some(key),
-            attempts: parked.attempts,
-            interruptions: 0,
-            lock,
-            errors: parked.errors,
-            since: Some(parked.since),
-            parked: true,
-            ballast: None,
-        };
-        if self.trigger.config.order == Order::None {
-            let ready = self.ready.iter().any(|other| other.added_id == item.added_id);
-            if !ready {
-                self.retries.insert((due, item.added_id), item);
-            }
-            return;
-        }
-        match self.rows.get_mut(&item.lock) {
-            Some(row) if in_hand(row) => {}
-            Some(row) => {
-                let place = row.queue.partition_point(|other| other.added_id < item.added_id);
-                row.queue.insert(place, item);
-            }
-            None => {
-                self.rows.insert(item.lock.clone(), Row { head: item.added_id, queue: VecDeque::new() });
-                self.retries.insert((due, item.added_id), item);
-            }
-        }
-    }
-
-    /// An operator took a parked cell away. One in flight is passed when it comes back.
-    fn forget(&mut self, id: AddedId, now: Now) {
-        if let Some(key) = self.retries.keys().find(|(_, of)| *of == id).copied() {
-            if let Some(item) = self.retries.remove(&key) {
-                self.leave_row(&item.lock, now);
-            }
-        } else if let Some(place) = self.ready.iter().position(|item| item.added_id == id) {
-            if let Some(item) = self.ready.remove(place) {
-                self.leave_row(&item.lock, now);
-            }
-        } else {
-            for row in self.rows.values_mut() {
-                row.queue.retain(|item| item.added_id != id);
-            }
-        }
-    }
-
-    // ---- the checkpoint ----
-
-    /// When a write is due: parked cells at once, finished cells after `interval`, or as soon as they fill half the window.
-    #[must_use]
-    pub fn write_due(&self, interval: Duration) -> Option<Instant> {
-        let since = self.dirty_since?;
-        let half = self.unsaved.saturating_mul(2) >= self.trigger.config.window.cells;
-        Some(if half || self.book.pending() > 0 || self.window.is_ragged() { since } else { since + interval })
-    }
-
-    /// Whether everything that can be durable is.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.dirty_since.is_none() && self.book.pending() == 0
-    }
-
-    /// What to write: at most `room` lane changes, and the checkpoint that holds once they are stored.
-    pub fn fill(&mut self, room: usize) -> (Checkpoint, Vec<LaneChange>) {
-        let (changes, leaving) = self.book.fill(room);
-        let checkpoint = if leaving.is_empty() {
-            self.checkpoint_of(&self.window)
-        } else {
-            let mut after = self.window.clone();
-            for (first, last) in &leaving {
-                after.finish_range(*first, *last);
-            }
-            self.checkpoint_of(&after)
-        };
-        let next = checkpoint.low.next();
-        while self.times.get(1).is_some_and(|(first, _)| *first <= next) {
-            self.times.pop_front();
-        }
-        self.leaving = leaving;
-        self.unsaved_sent = self.unsaved;
-        self.dirty_since = None;
-        (checkpoint, changes)
-    }
-
-    fn checkpoint_of(&self, window: &Window) -> Checkpoint {
-        #[cfg(feature = "planted")]
-        if crate::cell::planted::is("checkpoint passes an unfinished cell") {
-            return Checkpoint { low: self.at, generation: self.generation, ..Checkpoint::default() };
-        }
-        Checkpoint {
-            low: window.low(),
-            done: window.encode().0,
-            attempts: encode_attempts(window.low(), self.attempts.iter().map(|(id, n)| (*id, *n))),
-            paused: self.paused.clone(),
-            dead: self.dead,
-            generation: self.generation,
-        }
-    }
-
-    /// The write was accepted.
-    pub fn written(&mut self, now: Now) {
-        for (first, last) in std::mem::take(&mut self.leaving) {
-            self.window.finish_range(first, last);
-        }
-        self.book.written();
-        self.unsaved -= std::mem::take(&mut self.unsaved_sent);
-        if self.book.pending() > 0 {
-            self.dirty_since.get_or_insert(now.instant);
-        }
-    }
-
-    /// The write was refused on account of a lane; [`Cursor::reconcile`] follows.
-    pub fn unsent(&mut self, now: Now) {
-        self.leaving.clear();
-        self.unsaved_sent = 0;
-        self.book.unsent();
-        self.dirty_since.get_or_insert(now.instant);
     }
 }
 

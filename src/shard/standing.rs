@@ -1,0 +1,62 @@
+//! What the shards of a process tell about their work, for whoever watches.
+
+use crate::cell::{AddedId, Epoch, Millis, Name, ShardRef};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// What a shard tells about one of its triggers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Low-water.
+    pub low: AddedId,
+    /// The tip, as heard.
+    pub tip: AddedId,
+    /// Cells up to the tip that are not finished.
+    pub lag: u64,
+    /// `created_at` of the oldest unfinished cell, when there is one.
+    pub oldest: Option<Millis>,
+    /// Parked cells: retrying, waiting, dead since the last resume.
+    pub parked: (usize, usize, u64),
+    /// Why nothing is called, if so.
+    pub paused: Option<String>,
+    /// Why there is no progress though there should be, if so.
+    pub stopped: Option<String>,
+}
+
+/// By trigger.
+pub(super) type Told = BTreeMap<Name, Standing>;
+
+/// What all shards of this process tell.
+#[derive(Clone, Default)]
+pub struct Standings(Arc<Mutex<BTreeMap<ShardRef, (Epoch, Told)>>>);
+
+impl Standings {
+    pub(super) fn tell(&self, shard: &ShardRef, epoch: Epoch, told: Told) {
+        self.all().insert(shard.clone(), (epoch, told));
+    }
+
+    /// As last told.
+    #[must_use]
+    pub fn read(&self) -> BTreeMap<ShardRef, Told> {
+        self.all().iter().map(|(shard, (_, told))| (shard.clone(), told.clone())).collect()
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<ShardRef, (Epoch, Told)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes back what a shard task told when that ends, however it ends; not what the task of a later epoch tells.
+pub(super) struct Silence(pub(super) Standings, pub(super) ShardRef, pub(super) Epoch);
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        let Self(standings, shard, epoch) = self;
+        let mut all = standings.all();
+        if all.get(shard).is_some_and(|(told_at, _)| told_at == epoch) {
+            all.remove(shard);
+        }
+    }
+}

@@ -1,0 +1,774 @@
+//! The loop of a held shard.
+
+use super::{
+    Home, Triggers, active_lane,
+    pause::pause,
+    read_lane,
+    ring::{self, Ring},
+    standing::Standing,
+    start::{NoStart, Started, start},
+    write::{Trouble, Wrote, write},
+};
+use crate::{
+    cell::{AddedId, Epoch, Lane, Lease, LeaseWrite, Parked, StoreError, TriggerRecord, chain, clock},
+    dispatch::{Attempted, Ballast, Cursor, Next, Now, Trigger, attempt},
+    lease::{Ended, Grant},
+    metrics,
+    store::segment,
+    tail::{Entry, Run, TailError, run},
+};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, OptionFuture},
+    stream::FuturesUnordered,
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::Instant,
+};
+
+/// Lane changes of one write; the lease takes one action, and the store's transactions hold 100.
+const LANE_CHANGES_MAX: usize = 90;
+/// Cells that one read is aimed at.
+const READ_CELLS: usize = 1000;
+/// Bytes that one read is aimed at, in memory.
+const READ_BYTES: usize = 2 << 20;
+/// Segments that one read asks for at most.
+const READ_SEGMENTS: u32 = 100;
+/// Calls that are started in one turn of the loop.
+const CALLS_A_TURN: usize = 256;
+/// While the fence is closed, this is how often it is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// First rest after something that may pass failed; longest one.
+const RESTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Rest of what cannot go on until a person was there.
+const STOPPED_REST: Duration = Duration::from_secs(30);
+/// What is told about a shard is told at most this often.
+const TOLD: Duration = Duration::from_millis(500);
+
+/// Work on the lease or the lanes; one at a time.
+enum Books {
+    Started(Started),
+    Wrote(Wrote),
+    Looked(Result<Vec<(u64, Vec<Parked>)>, StoreError>),
+}
+
+/// A read that ended: after which place, what paid for it, and what came.
+type Read = (AddedId, Ballast, Result<Run, TailError>);
+
+/// A cursor at work.
+struct Held {
+    cursor: Cursor,
+    /// It has asked for a slot.
+    asked: bool,
+    /// Its trigger was changed or taken away: it finishes what is in flight, writes, and goes.
+    leaving: bool,
+}
+
+impl Held {
+    fn is_idle(&self) -> bool {
+        self.cursor.in_flight() == 0 && self.cursor.is_clean()
+    }
+}
+
+/// The loop's state.
+pub(super) struct Work {
+    home: Arc<Home>,
+    grant: watch::Receiver<Grant>,
+    triggers: watch::Receiver<Triggers>,
+    /// The triggers that shall be at work here.
+    wanted: Vec<Arc<Trigger>>,
+    records: Arc<[TriggerRecord]>,
+    lease: Lease,
+    epoch: Epoch,
+    /// `seq` of the last write; every write has one of its own.
+    seq: u64,
+    /// By number, which is never used again.
+    cursors: BTreeMap<u64, Held>,
+    next_number: u64,
+    start_rests: Option<Instant>,
+    start_failures: u32,
+    /// Why cursors could not be made, if so.
+    start_error: Option<String>,
+    slots: FuturesUnordered<BoxFuture<'static, (u64, OwnedSemaphorePermit)>>,
+    calls: FuturesUnordered<BoxFuture<'static, Attempted>>,
+    ring: Ring,
+    /// Memory that is waited for: a read that could not be paid.
+    room: OptionFuture<BoxFuture<'static, Ballast>>,
+    /// Waiting for room; `true` when a credit will do.
+    waiting: Option<bool>,
+    paid: Option<Ballast>,
+    read: OptionFuture<BoxFuture<'static, Read>>,
+    reading: bool,
+    read_segments: u32,
+    segment_bytes: usize,
+    /// Not read before then.
+    read_rests: Option<Instant>,
+    read_failures: u32,
+    stopped: Option<String>,
+    /// The cursor that was read for last.
+    turn: u64,
+    books: OptionFuture<BoxFuture<'static, Books>>,
+    booking: bool,
+    /// Cursors that the write under way is about.
+    written: Vec<u64>,
+    releasing: bool,
+    /// Writes in a row that an operator's change refused, and until when they rest.
+    lane_refusals: u32,
+    write_rests: Option<Instant>,
+    trouble: Arc<Trouble>,
+    look: u64,
+    look_due: bool,
+    give_by: Option<Instant>,
+    late_told: bool,
+    tip: watch::Receiver<AddedId>,
+    told: Instant,
+    tell_due: bool,
+    chores: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+impl Work {
+    pub(super) fn new(home: Arc<Home>, mut grant: watch::Receiver<Grant>, triggers: watch::Receiver<Triggers>) -> Self {
+        let (lease, look, give_by) = {
+            let grant = grant.borrow_and_update();
+            (Lease::clone(&grant.lease), grant.look, grant.give_by)
+        };
+        let tip = home.cells.tip(home.shard.shard);
+        let mut work = Self {
+            home,
+            grant,
+            triggers,
+            wanted: Vec::new(),
+            records: Arc::new([]),
+            epoch: lease.epoch,
+            seq: lease.seq,
+            lease,
+            cursors: BTreeMap::new(),
+            next_number: 0,
+            start_rests: None,
+            start_failures: 0,
+            start_error: None,
+            slots: FuturesUnordered::new(),
+            calls: FuturesUnordered::new(),
+            ring: Ring::default(),
+            room: None.into(),
+            waiting: None,
+            paid: None,
+            read: None.into(),
+            reading: false,
+            read_segments: 1,
+            segment_bytes: segment::RAW_MAX,
+            read_rests: None,
+            read_failures: 0,
+            stopped: None,
+            turn: 0,
+            books: None.into(),
+            booking: false,
+            written: Vec::new(),
+            releasing: false,
+            lane_refusals: 0,
+            write_rests: None,
+            trouble: Arc::new(watch::Sender::new(None)),
+            look,
+            look_due: false,
+            give_by,
+            late_told: false,
+            tip,
+            told: Instant::now() - TOLD,
+            tell_due: true,
+            chores: FuturesUnordered::new(),
+        };
+        work.follow();
+        work
+    }
+
+    pub(super) async fn run(mut self) -> Ended {
+        let mut trouble = self.trouble.subscribe();
+        let mut foreign = self.home.shared.foreign.clone();
+        loop {
+            let now = now();
+            self.advance(now);
+            let timer = self.timer(now);
+            tokio::select! {
+                biased;
+                Some(attempted) = self.calls.next(), if !self.calls.is_empty() => {
+                    let now = self::now();
+                    self.settle(attempted, now);
+                    // Whatever else has ended meanwhile, in the same turn.
+                    for _ in 0..CALLS_A_TURN {
+                        match self.calls.next().now_or_never() {
+                            Some(Some(attempted)) => self.settle(attempted, now),
+                            _ => break,
+                        }
+                    }
+                }
+                Some(books) = &mut self.books, if self.booking => {
+                    self.booking = false;
+                    if let Some(ended) = self.book(books, self::now()) {
+                        return ended;
+                    }
+                }
+                Some((after, paid, result)) = &mut self.read, if self.reading => {
+                    self.reading = false;
+                    self.on_read(after, paid, result);
+                }
+                Some(paid) = &mut self.room, if self.waiting.is_some() => {
+                    self.waiting = None;
+                    self.paid = Some(paid);
+                }
+                Some((number, permit)) = self.slots.next(), if !self.slots.is_empty() => {
+                    if let Some(held) = self.cursors.get_mut(&number) {
+                        held.asked = false;
+                        self.call(number, permit, self::now());
+                    }
+                }
+                changed = self.grant.changed() => {
+                    if changed.is_err() {
+                        // The coordinator dropped it; what is in flight is not ours to finish.
+                        return Ended::Lost;
+                    }
+                    let grant = self.grant.borrow_and_update();
+                    self.give_by = grant.give_by;
+                    self.look_due |= grant.look > self.look;
+                    self.look = grant.look;
+                }
+                changed = self.triggers.changed() => {
+                    if changed.is_err() {
+                        return Ended::Lost;
+                    }
+                    self.follow();
+                }
+                Ok(()) = self.tip.changed() => { let _ = self.tip.borrow_and_update(); }
+                Ok(()) = trouble.changed() => {}
+                Ok(()) = foreign.changed() => {}
+                Some(()) = self.chores.next(), if !self.chores.is_empty() => {}
+                () = sleep_until(timer) => {}
+            }
+            self.tell_due = true;
+        }
+    }
+
+    /// Takes the triggers as they are now.
+    fn follow(&mut self) {
+        let Triggers { active, records } = self.triggers.borrow_and_update().clone();
+        let mine = active.iter().filter(|trigger| trigger.config.source == self.home.shard.source);
+        self.wanted = mine.cloned().collect();
+        self.records = records;
+        self.start_rests = None;
+        for held in self.cursors.values_mut() {
+            held.leaving = !self.wanted.iter().any(|trigger| Arc::ptr_eq(trigger, held.cursor.trigger()));
+            follow(&mut held.cursor, &self.records);
+        }
+    }
+
+    /// Wanted triggers that are not at work. One whose older form still finishes has to wait: they share a checkpoint.
+    fn missing(&self) -> impl Iterator<Item = &Arc<Trigger>> {
+        let at_work =
+            |trigger: &Trigger| self.cursors.values().any(|held| held.cursor.trigger().record.id == trigger.record.id);
+        self.wanted.iter().filter(move |trigger| !at_work(trigger))
+    }
+
+    /// Everything that can be begun now.
+    fn advance(&mut self, now: Now) {
+        let safe = self.home.shared.fence.is_safe();
+        for held in self.cursors.values_mut() {
+            held.cursor.wake(now);
+        }
+        if self.give_by.is_some() {
+            self.drain(now);
+        } else if safe {
+            self.cursors.retain(|_, held| !held.leaving || !held.is_idle());
+            self.feed(now);
+            if !self.is_foreign() {
+                self.start_calls(now);
+                self.start_read(now);
+            }
+        }
+        if safe && !self.booking {
+            let rests = |until: Option<Instant>| until.is_some_and(|until| until > now.instant);
+            if self.look_due && !self.cursors.is_empty() {
+                self.start_look();
+            } else if self.write_due().is_some_and(|due| due <= now.instant) && !rests(self.write_rests) {
+                self.start_write(false);
+            } else if self.give_by.is_none() && !rests(self.start_rests) && self.missing().next().is_some() {
+                self.start_cursors();
+            }
+        }
+        self.start_pauses();
+        self.tell(now);
+    }
+
+    /// Finishes what is in flight, until the deadline, and hands over.
+    fn drain(&mut self, now: Now) {
+        let late = self.give_by.is_some_and(|by| now.instant >= by);
+        let busy = self.cursors.values().any(|held| held.cursor.in_flight() > 0) || !self.chores.is_empty();
+        if busy && late && !std::mem::replace(&mut self.late_told, true) {
+            tracing::warn!(shard = %self.home.shard, "calls still run at the drain deadline: they will be made again");
+        }
+        if (!busy || late) && !self.booking && self.cursors.values().all(|held| held.cursor.is_clean()) {
+            self.start_write(true);
+        }
+    }
+
+    /// When something is to be written.
+    fn write_due(&self) -> Option<Instant> {
+        let due = |held: &Held| {
+            let at_once = held.leaving || self.give_by.is_some();
+            held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
+        };
+        self.cursors.values().filter_map(due).min()
+    }
+
+    /// When to turn the loop although nothing happened.
+    fn timer(&self, now: Now) -> Option<Instant> {
+        let mut at: Option<Instant> = None;
+        let mut by = |other: Option<Instant>| at = [at, other].into_iter().flatten().min();
+        if !self.home.shared.fence.is_safe() {
+            // Nothing may be begun, whatever is due.
+            return Some(now.instant + LOOK);
+        }
+        by(self.give_by.filter(|by| *by > now.instant));
+        if !self.booking {
+            by(self.write_due().map(|due| self.write_rests.map_or(due, |rests| rests.max(due))));
+            if self.give_by.is_none() && self.missing().next().is_some() {
+                by(self.start_rests);
+            }
+        }
+        if self.give_by.is_none() && !self.is_foreign() {
+            by(self.read_rests);
+            for held in self.cursors.values().filter(|held| !held.leaving) {
+                match held.cursor.next(now) {
+                    Next::At(at) => by(Some(at)),
+                    Next::Call if !held.asked => by(Some(now.instant + LOOK)),
+                    Next::Call | Next::Idle => {}
+                }
+            }
+        }
+        if self.tell_due && self.told + TOLD > now.instant {
+            by(Some(self.told + TOLD));
+        }
+        at
+    }
+
+    /// Whether the tables of the datastore are not those that this process opened.
+    fn is_foreign(&self) -> bool {
+        self.home.shared.foreign.borrow().contains_key(&self.home.shard.source)
+    }
+
+    // ---- reading ----
+
+    /// Hands what was read to the cursors that come to it.
+    fn feed(&mut self, now: Now) {
+        let shard = &self.home.shard;
+        for held in self.cursors.values_mut().filter(|held| !held.leaving) {
+            let cursor = &mut held.cursor;
+            while let Some(at) = cursor.wants() {
+                let Some((chunk, last)) = self.ring.after(at) else { break };
+                match &chunk.entry {
+                    Entry::Cells(cells) => cursor.admit(cells, &chunk.ballast, now),
+                    Entry::Trimmed { .. } => {
+                        tracing::warn!(%shard, trigger = %cursor.trigger().name, from = %at.next(), to = %last,
+                            "passed a trimmed part of the log");
+                        metrics::trim_met(cursor.trigger().name.as_str(), last.0 - at.0);
+                        cursor.pass(last, now);
+                    }
+                    Entry::Damaged { reason, .. } => {
+                        tracing::error!(%shard, trigger = %cursor.trigger().name, from = %at.next(), to = %last,
+                            reason, "a damaged part of the log is parked");
+                        cursor.damaged(last, reason, now);
+                    }
+                }
+                if cursor.at() == at {
+                    break;
+                }
+            }
+            if let Some((chunk, _)) = self.ring.after(cursor.at())
+                && let Entry::Cells(cells) = &chunk.entry
+            {
+                cursor.learn(cells);
+            }
+        }
+        let coming = self.cursors.values().filter(|held| !held.leaving);
+        self.ring.trim(coming.map(|held| held.cursor.at()));
+    }
+
+    /// Reads on for the next cursor in turn that wants what is not there.
+    fn start_read(&mut self, now: Now) {
+        if self.reading || self.read_rests.is_some_and(|at| at > now.instant) {
+            return;
+        }
+        self.read_rests = None;
+        let Some((number, after)) = self.hungry() else {
+            (self.room, self.waiting, self.paid) = (None.into(), None, None);
+            return;
+        };
+        let Some((paid, limit)) = self.pay(number) else { return };
+        self.turn = number;
+        let (log, shard, tip) = (self.home.cells.log().clone(), self.home.shard.shard, *self.tip.borrow());
+        self.reading = true;
+        self.read = Some(async move { (after, paid, run(&*log, shard, after, limit, tip).await) }.boxed()).into();
+    }
+
+    /// The next cursor in turn that wants what is not in the ring.
+    fn hungry(&self) -> Option<(u64, AddedId)> {
+        let tip = *self.tip.borrow();
+        let later = self.cursors.range(self.turn + 1..);
+        let mut in_turn = later.chain(self.cursors.range(..=self.turn));
+        in_turn.find_map(|(number, held)| {
+            let at = held.cursor.is_curious(tip).filter(|_| !held.leaving)?;
+            (at < tip && self.ring.after(at).is_none()).then_some((*number, at))
+        })
+    }
+
+    /// Memory for a read, and how many segments it may bring; `None` while there is none.
+    fn pay(&mut self, number: u64) -> Option<(Ballast, u32)> {
+        if let Some(paid) = self.paid.take() {
+            return Some((paid, 1));
+        }
+        let budget = &self.home.shared.budget;
+        let wanted = self.segment_bytes.saturating_mul(self.read_segments as usize);
+        if self.waiting.is_none() {
+            if let Some(paid) = budget.take(wanted) {
+                return Some((paid, self.read_segments));
+            }
+            let with_room = self.cursors.values().filter_map(|held| held.cursor.wants());
+            self.ring.shed(&with_room.collect::<Vec<_>>(), 0);
+        }
+        // Whoever holds nothing may go on with a credit: what fills the memory may belong to triggers that stand still.
+        let credit = self.cursors.get(&number).is_some_and(|held| held.cursor.holds_nothing());
+        if self.waiting.is_none_or(|with_credit| credit && !with_credit) {
+            self.waiting = Some(credit);
+            self.room = Some(budget.clone().wait(self.segment_bytes, credit).boxed()).into();
+        }
+        None
+    }
+
+    fn on_read(&mut self, after: AddedId, mut paid: Ballast, result: Result<Run, TailError>) {
+        let now = Instant::now();
+        match result {
+            Ok(run) => {
+                self.read_failures = 0;
+                self.stopped = None;
+                if run.end(after) == after {
+                    // The tip was heard of before this read could see it.
+                    self.read_rests = Some(now + Duration::from_millis(20));
+                }
+                let (mut cells, mut bytes, segments) = (0, 0, run.entries.len());
+                for entry in run.entries {
+                    let size = ring::size(&entry);
+                    bytes += size;
+                    cells += match &entry {
+                        Entry::Cells(cells) => cells.len(),
+                        Entry::Trimmed { .. } | Entry::Damaged { .. } => READ_CELLS,
+                    };
+                    self.ring.insert(entry, paid.split(size));
+                }
+                self.aim(segments, cells, bytes);
+            }
+            Err(error) => {
+                self.read_failures += 1;
+                let text = chain(&error);
+                let passing = error.may_pass();
+                if self.stopped.as_ref() != Some(&text) && (!passing || self.read_failures == 3) {
+                    tracing::error!(shard = %self.home.shard, error = text, "this shard cannot be read");
+                    if let TailError::Hole { .. } = error {
+                        metrics::hole_met(self.home.shard.source.as_str());
+                    }
+                    self.stopped = Some(text);
+                }
+                let rest = if passing { rest(self.read_failures) } else { STOPPED_REST };
+                self.read_rests = Some(now + rest.mul_f64(0.5 + fastrand::f64() / 2.0));
+            }
+        }
+    }
+
+    /// Aims the next read at a number of cells and bytes, by what the last one brought.
+    fn aim(&mut self, segments: usize, cells: usize, bytes: usize) {
+        if segments == 0 {
+            return;
+        }
+        self.segment_bytes = (bytes / segments + bytes / segments / 4).max(4096);
+        let full = segments as u64 >= u64::from(self.read_segments);
+        if full && cells * 2 <= READ_CELLS && bytes * 2 <= READ_BYTES {
+            self.read_segments = (self.read_segments * 2).min(READ_SEGMENTS);
+        } else if cells >= READ_CELLS * 2 || bytes >= READ_BYTES * 2 {
+            self.read_segments = (self.read_segments / 2).max(1);
+        }
+    }
+
+    // ---- calling ----
+
+    fn start_calls(&mut self, now: Now) {
+        let numbers: Vec<u64> = self.cursors.keys().copied().collect();
+        for number in numbers {
+            for _ in 0..CALLS_A_TURN {
+                let Some(held) = self.cursors.get_mut(&number) else { break };
+                if held.leaving || held.asked || held.cursor.next(now) != Next::Call {
+                    break;
+                }
+                let slots = held.cursor.trigger().slots.clone();
+                match slots.clone().try_acquire_owned() {
+                    Ok(permit) => {
+                        if !self.call(number, permit, now) {
+                            break;
+                        }
+                    }
+                    Err(_) => {
+                        held.asked = true;
+                        self.slots.push(
+                            async move { (number, slots.acquire_owned().await.expect("slots are never closed")) }
+                                .boxed(),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts one call; `false` when there was nothing to call after all.
+    fn call(&mut self, number: u64, permit: OwnedSemaphorePermit, now: Now) -> bool {
+        if self.give_by.is_some() || !self.home.shared.fence.is_safe() || self.is_foreign() {
+            return false;
+        }
+        let Some(held) = self.cursors.get_mut(&number).filter(|held| !held.leaving) else { return false };
+        let Some((items, probe)) = held.cursor.take(now) else { return false };
+        let trigger = held.cursor.trigger().clone();
+        let fence = self.home.shared.fence.clone();
+        let safe = move || fence.is_safe();
+        self.calls.push(attempt(trigger, number, self.epoch, items, probe, permit, safe).boxed());
+        true
+    }
+
+    fn settle(&mut self, attempted: Attempted, now: Now) {
+        let Attempted { cursor, items, probe } = attempted;
+        let held = self.cursors.get_mut(&cursor).expect("a cursor with calls in flight stays");
+        for ended in items {
+            held.cursor.settle(ended, probe, now);
+        }
+    }
+
+    /// Handlers that asked for a pause of their trigger.
+    fn start_pauses(&mut self) {
+        let Home { shared, .. } = &*self.home;
+        for held in self.cursors.values_mut() {
+            if let Some(reason) = held.cursor.take_pause_wish() {
+                let (name, id) = (held.cursor.trigger().name.clone(), held.cursor.trigger().record.id.clone());
+                tracing::error!(trigger = %name, reason, "its handler asks for a pause: not called until resumed");
+                self.chores.push(pause(shared.ledger.clone(), shared.fence.clone(), name, id, reason).boxed());
+            }
+        }
+    }
+
+    // ---- the lease and the lanes ----
+
+    fn begin(&mut self, books: BoxFuture<'static, Books>) {
+        self.booking = true;
+        self.books = Some(books).into();
+    }
+
+    fn start_cursors(&mut self) {
+        let missing = self.missing().cloned().collect();
+        let (home, trouble) = (self.home.clone(), self.trouble.clone());
+        let lease = Lease { seq: self.seq, ..self.lease.clone() };
+        self.begin(async move { Books::Started(start(home, lease, missing, &trouble).await) }.boxed());
+    }
+
+    fn start_write(&mut self, release: bool) {
+        self.seq += 1;
+        let mut room = LANE_CHANGES_MAX;
+        let mut lease_write = LeaseWrite {
+            shard: self.home.shard.clone(),
+            owner: self.home.me.clone(),
+            epoch: self.epoch,
+            seq: self.seq,
+            checkpoints: BTreeMap::new(),
+            lanes: Vec::new(),
+            release,
+        };
+        self.written.clear();
+        for (number, held) in &mut self.cursors {
+            if held.cursor.is_clean() && !release {
+                continue;
+            }
+            let (checkpoint, lanes) = held.cursor.fill(room);
+            room -= lanes.len();
+            lease_write.checkpoints.insert(held.cursor.trigger().record.id.clone(), checkpoint);
+            lease_write.lanes.extend(lanes);
+            self.written.push(*number);
+        }
+        self.releasing = release;
+        let (home, trouble) = (self.home.clone(), self.trouble.clone());
+        self.begin(
+            async move {
+                let (ledger, fence) = (home.shared.ledger.clone(), home.shared.fence.clone());
+                Books::Wrote(write(ledger, fence, lease_write, &trouble).await)
+            }
+            .boxed(),
+        );
+    }
+
+    /// Reads all active lanes: an operator was there.
+    fn start_look(&mut self) {
+        self.look_due = false;
+        let lanes: Vec<(u64, Lane)> =
+            self.cursors.iter().map(|(number, held)| (*number, active_lane(&held.cursor, &self.home.shard))).collect();
+        let ledger = self.home.shared.ledger.clone();
+        self.begin(
+            async move {
+                let mut all = Vec::with_capacity(lanes.len());
+                for (number, lane) in lanes {
+                    match read_lane(&*ledger, &lane).await {
+                        Ok(parked) => all.push((number, parked)),
+                        Err(error) => return Books::Looked(Err(error)),
+                    }
+                }
+                Books::Looked(Ok(all))
+            }
+            .boxed(),
+        );
+    }
+
+    fn book(&mut self, books: Books, now: Now) -> Option<Ended> {
+        match books {
+            Books::Started(Started { lease, cursors }) => {
+                self.seq = lease.seq;
+                self.lease = lease;
+                return self.on_started(cursors, now);
+            }
+            Books::Wrote(Wrote::Accepted(lease)) => {
+                self.lease = *lease;
+                self.lane_refusals = 0;
+                for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
+                    held.cursor.written(now);
+                }
+                if self.releasing {
+                    return Some(Ended::Released);
+                }
+            }
+            Books::Wrote(Wrote::LaneChanged) => {
+                for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
+                    held.cursor.unsent(now);
+                }
+                self.lane_refusals += 1;
+                if self.lane_refusals > 1 {
+                    self.write_rests = Some(now.instant + rest(self.lane_refusals));
+                }
+                if self.lane_refusals == 5 {
+                    tracing::warn!(shard = %self.home.shard, "parked cells keep changing under the writes of their owner");
+                }
+                self.start_look();
+            }
+            Books::Wrote(Wrote::Lost) => return Some(Ended::Lost),
+            Books::Looked(Ok(all)) => {
+                for (number, parked) in all {
+                    if let Some(held) = self.cursors.get_mut(&number) {
+                        held.cursor.reconcile(parked, now);
+                    }
+                }
+            }
+            Books::Looked(Err(error)) => {
+                tracing::warn!(shard = %self.home.shard, error = %chain(&error), "cannot read the parked cells; trying again");
+                self.look_due = true;
+                // Nothing is written meanwhile: it might change what was not seen.
+                self.begin(
+                    async {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        Books::Looked(Ok(Vec::new()))
+                    }
+                    .boxed(),
+                );
+            }
+        }
+        None
+    }
+
+    fn on_started(&mut self, cursors: Result<Vec<Cursor>, NoStart>, now: Now) -> Option<Ended> {
+        let (error, rests) = match cursors {
+            Ok(cursors) => {
+                self.start_failures = 0;
+                self.start_error = None;
+                for mut cursor in cursors {
+                    follow(&mut cursor, &self.records);
+                    let leaving = !self.wanted.iter().any(|trigger| Arc::ptr_eq(trigger, cursor.trigger()));
+                    self.next_number += 1;
+                    self.cursors.insert(self.next_number, Held { cursor, asked: false, leaving });
+                }
+                return None;
+            }
+            Err(NoStart::Lost) => return Some(Ended::Lost),
+            Err(NoStart::Soon(error)) => {
+                self.start_failures += 1;
+                (error, rest(self.start_failures))
+            }
+            Err(NoStart::Later(error)) => {
+                self.start_failures = self.start_failures.max(2) + 1;
+                (error, STOPPED_REST)
+            }
+        };
+        if self.start_failures >= 3 && self.start_error.as_ref() != Some(&error) {
+            tracing::error!(shard = %self.home.shard, error, "this shard stands still");
+            self.start_error = Some(error);
+        }
+        // A shard that cannot start must rest before it tries again.
+        self.start_rests = Some(now.instant + rests.mul_f64(0.5 + fastrand::f64() / 2.0));
+        None
+    }
+
+    fn tell(&mut self, now: Now) {
+        if !self.tell_due || self.told + TOLD > now.instant {
+            return;
+        }
+        self.told = now.instant;
+        self.tell_due = false;
+        let tip = *self.tip.borrow();
+        let shared = &self.home.shared;
+        let foreign = shared.foreign.borrow().get(&self.home.shard.source).cloned();
+        let stopped = foreign.or_else(|| self.stopped.clone()).or_else(|| self.trouble.borrow().clone());
+        let standings = self.cursors.values().map(|held| {
+            let cursor = &held.cursor;
+            let (retrying, waiting) = cursor.parked();
+            let lag = cursor.lag(tip);
+            let standing = Standing {
+                low: cursor.low(),
+                tip,
+                lag,
+                oldest: (lag > 0).then(|| cursor.oldest()).flatten(),
+                parked: (retrying, waiting, cursor.dead()),
+                paused: cursor.pause().map(str::to_owned),
+                stopped: stopped.clone(),
+            };
+            (cursor.trigger().name.clone(), standing)
+        });
+        let mut told: BTreeMap<_, _> = standings.collect();
+        if let Some(error) = &self.start_error {
+            for trigger in self.missing() {
+                let standing = Standing { tip, stopped: Some(error.clone()), ..Standing::default() };
+                told.entry(trigger.name.clone()).or_insert(standing);
+            }
+        }
+        shared.standings.tell(&self.home.shard, self.epoch, told);
+    }
+}
+
+fn now() -> Now {
+    Now { instant: Instant::now(), wall: clock::wall() }
+}
+
+/// A rest that doubles with each failure in a row.
+fn rest(failures: u32) -> Duration {
+    RESTS.0.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(RESTS.1)
+}
+
+fn follow(cursor: &mut Cursor, records: &[TriggerRecord]) {
+    if let Some(record) = records.iter().find(|record| record.id == cursor.trigger().record.id) {
+        cursor.follow(record);
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
