@@ -174,7 +174,9 @@ impl Worker {
     /// # Errors
     /// When a trigger contradicts what is registered, or the store does not answer.
     pub async fn new(setup: Setup) -> Result<Self, WorkerError> {
-        let triggers = register(&setup, &setup.triggers, &[]).await?;
+        let budget = Budget::new(setup.memory);
+        let triggers = register(&setup, &budget, &setup.triggers, &[]).await?;
+        budget.share_among(triggers.len());
         let sources = setup.sources.values().map(|cells| (**cells.datastore()).clone()).collect();
         let (coordinator, view, ended) = Coordinator::new(
             setup.lease.clone(),
@@ -187,7 +189,7 @@ impl Worker {
         let shared = Shared {
             ledger: setup.ledger.clone(),
             fence: coordinator.fence(),
-            budget: Budget::new(setup.memory),
+            budget,
             interval: setup.checkpoint_interval,
             standings: Standings::default(),
             foreign: foreign.subscribe(),
@@ -319,7 +321,8 @@ impl Worker {
                     let before = trigger_sender.borrow().active.clone();
                     let setup = &setup;
                     is_registering = true;
-                    let register = async move { (register(setup, &triggers, &before).await, answer) };
+                    let budget = &shared.budget;
+                    let register = async move { (register(setup, budget, &triggers, &before).await, answer) };
                     registering = Some(register.boxed()).into();
                 }
                 Some((registered, answer)) = &mut registering, if is_registering => {
@@ -328,6 +331,8 @@ impl Worker {
                         let before = trigger_sender.borrow().active.clone();
                         retiring.extend(before.iter().filter(|old| !after.iter().any(|new| Arc::ptr_eq(old, new))).cloned());
                         let triggers = after.len();
+                        // Those that leave finish what they hold, beyond the budget for that long.
+                        shared.budget.share_among(triggers);
                         trigger_sender.send_modify(|triggers| triggers.active = after.into());
                         triggers
                     });
@@ -361,6 +366,7 @@ impl Worker {
 /// Makes the configured triggers equal to registered ones. Those that did not change stay the same object.
 async fn register(
     setup: &Setup,
+    budget: &Budget,
     specs: &[TriggerSpec],
     before: &[Arc<Trigger>],
 ) -> Result<Vec<Arc<Trigger>>, WorkerError> {
@@ -406,7 +412,8 @@ async fn register(
             None => {
                 let filter = Filter::new(&spec.config.columns, spec.config.filter.as_deref())
                     .map_err(|error| WorkerError::Filter { trigger: spec.name.clone(), error })?;
-                Arc::new(Trigger::new(record, spec.config.clone(), filter, spec.handler.clone(), cells.clone()))
+                let share = budget.share();
+                Arc::new(Trigger::new(record, spec.config.clone(), filter, spec.handler.clone(), cells.clone(), share))
             }
         };
         triggers.push(trigger);

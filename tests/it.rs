@@ -2,6 +2,7 @@
 
 mod cli;
 mod conformance;
+mod engine;
 mod handlers;
 mod house;
 mod kill;

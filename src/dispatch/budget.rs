@@ -1,29 +1,34 @@
-//! The memory of all windows and rings of a process, as permits that travel with what they pay for.
+//! The memory of a process for cells: a part for what is being read, and a share for the windows of each trigger.
+//!
+//! Nobody's memory can be held by somebody who stands still: a trigger that is paused or hangs fills its own share and no more,
+//! and what was read and waits for a slow trigger is given back as soon as another shard wants to read.
 
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Bytes a permit stands for.
 const UNIT: usize = 1024;
-/// Reads on credit at a time, in a process whose budget is used up.
-const CREDITS: usize = 4;
 
-/// A budget of bytes.
-///
-/// Whoever waits is served in turn. A cursor that holds nothing may read one segment on credit: what is in memory may belong
-/// to triggers that stand still, and they must not hold up the others.
+/// The memory of a process for cells.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    bytes: Arc<Semaphore>,
-    all: u32,
-    credits: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
+    all_pages: u32,
+    /// How many wait for pages.
+    waiting: Arc<watch::Sender<usize>>,
+    windows: usize,
+    /// Bytes of each trigger's share.
+    share: Arc<AtomicUsize>,
 }
 
-/// Pays for cells in memory until the last of them is dropped.
+/// Pays for what was read until all triggers have taken of it what they want.
 #[derive(Debug, Default)]
-pub struct Ballast(Option<OwnedSemaphorePermit>);
+pub struct Pages(Option<OwnedSemaphorePermit>);
 
-impl Ballast {
+impl Pages {
     /// Takes a part of it, or all when there is not so much.
     #[must_use]
     pub fn split(&mut self, bytes: usize) -> Self {
@@ -35,35 +40,111 @@ impl Ballast {
     }
 }
 
+/// Counts somebody who waits for as long as he does.
+struct Waits(Arc<watch::Sender<usize>>);
+
+impl Waits {
+    fn new(waiting: Arc<watch::Sender<usize>>) -> Self {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
 impl Budget {
-    /// So many bytes.
+    /// So many bytes: a quarter for what is being read, the rest for the windows.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
-        let permits = bytes.div_ceil(UNIT as u64).min(Semaphore::MAX_PERMITS as u64);
-        let all = u32::try_from(permits).unwrap_or(u32::MAX).max(1);
-        Self { bytes: Arc::new(Semaphore::new(all as usize)), all, credits: Arc::new(Semaphore::new(CREDITS)) }
+        let all_pages = u32::try_from(bytes / 4 / UNIT as u64).unwrap_or(u32::MAX >> 3).clamp(1, u32::MAX >> 3);
+        let windows = usize::try_from(bytes - bytes / 4).unwrap_or(usize::MAX);
+        Self {
+            pages: Arc::new(Semaphore::new(all_pages as usize)),
+            all_pages,
+            waiting: Arc::default(),
+            windows,
+            share: Arc::new(AtomicUsize::new(windows)),
+        }
+    }
+
+    /// The windows' part is shared among so many triggers from now on.
+    pub fn share_among(&self, triggers: usize) {
+        self.share.store(self.windows / triggers.max(1), SeqCst);
+    }
+
+    /// A share, of which nothing is used.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        Share { limit: self.share.clone(), used: Arc::default() }
     }
 
     /// More than all there is counts as all.
     fn permits(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.all)
+        u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.all_pages)
     }
 
-    /// Takes bytes, or `None` when they are not there.
+    /// Takes bytes for a read, or `None` when they are not there.
     #[must_use]
-    pub fn take(&self, bytes: usize) -> Option<Ballast> {
-        self.bytes.clone().try_acquire_many_owned(self.permits(bytes)).ok().map(|permit| Ballast(Some(permit)))
+    pub fn take(&self, bytes: usize) -> Option<Pages> {
+        self.pages.clone().try_acquire_many_owned(self.permits(bytes)).ok().map(|permit| Pages(Some(permit)))
     }
 
-    /// Waits for bytes; or for a credit, if that is allowed and comes first.
-    pub async fn wait(self, bytes: usize, credit: bool) -> Ballast {
+    /// Waits for bytes for a read; who waits is served in turn.
+    pub async fn wait(self, bytes: usize) -> Pages {
         let permits = self.permits(bytes);
-        let permit = tokio::select! {
-            biased;
-            permit = self.bytes.acquire_many_owned(permits) => permit,
-            permit = self.credits.acquire_owned(), if credit => permit,
-        };
-        Ballast(permit.ok())
+        let _waits = Waits::new(self.waiting);
+        Pages(self.pages.acquire_many_owned(permits).await.ok())
+    }
+
+    /// How many wait: those who keep what they could read again should give it back.
+    #[must_use]
+    pub fn waiting(&self) -> watch::Receiver<usize> {
+        self.waiting.subscribe()
+    }
+}
+
+/// A trigger's part of the memory for windows, over all shards.
+#[derive(Clone, Debug)]
+pub struct Share {
+    limit: Arc<AtomicUsize>,
+    used: Arc<AtomicUsize>,
+}
+
+/// Pays for cells in a window until the last of them is dropped.
+#[derive(Debug)]
+pub struct Ballast(Arc<AtomicUsize>, usize);
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, SeqCst);
+    }
+}
+
+impl Share {
+    /// Takes bytes, or `None` when they are not there. A trigger that holds nothing at all gets them in any case, and so does,
+    /// for a quarter more than the share, a shard that holds nothing of it.
+    #[must_use]
+    pub fn take(&self, bytes: usize, holds_nothing: bool) -> Option<Ballast> {
+        let taken = self.used.fetch_update(SeqCst, SeqCst, |used| {
+            self.fits_beside(used, bytes, holds_nothing).then(|| used.saturating_add(bytes))
+        });
+        taken.is_ok().then(|| Ballast(self.used.clone(), bytes))
+    }
+
+    /// Whether [`Share::take`] would give them now.
+    #[must_use]
+    pub fn fits(&self, bytes: usize, holds_nothing: bool) -> bool {
+        self.fits_beside(self.used.load(SeqCst), bytes, holds_nothing)
+    }
+
+    fn fits_beside(&self, used: usize, bytes: usize, holds_nothing: bool) -> bool {
+        let limit = self.limit.load(SeqCst);
+        let limit = if holds_nothing { limit + limit / 4 } else { limit };
+        used == 0 || used.saturating_add(bytes) <= limit
     }
 }
 
@@ -73,24 +154,24 @@ mod tests {
     use futures_util::FutureExt;
 
     #[tokio::test]
-    async fn what_is_used_up_can_be_had_on_credit_by_a_few() {
-        let budget = Budget::new(100 * 1024);
+    async fn pages_are_given_in_turn_and_it_is_seen_that_somebody_waits() {
+        let budget = Budget::new(400 * 1024);
+        let waiting = budget.waiting();
         let mut all = budget.take(90 * 1024).unwrap();
         assert!(budget.take(20 * 1024).is_none());
-        assert!(budget.clone().wait(20 * 1024, false).now_or_never().is_none());
-        let credits: Vec<Ballast> =
-            (0..CREDITS).filter_map(|_| budget.clone().wait(20 * 1024, true).now_or_never()).collect();
-        assert_eq!(credits.len(), CREDITS);
-        assert!(budget.clone().wait(20 * 1024, true).now_or_never().is_none(), "so many and no more");
+        let mut later = Box::pin(budget.clone().wait(20 * 1024));
+        assert!((&mut later).now_or_never().is_none());
+        assert_eq!(*waiting.borrow(), 1);
         drop(all.split(15 * 1024));
-        assert!(budget.take(20 * 1024).is_some(), "a part was given back");
+        assert!(later.now_or_never().is_some(), "a part was given back");
+        assert_eq!(*waiting.borrow(), 0);
         drop(all);
         assert!(budget.take(1 << 30).is_some(), "more than all counts as all");
     }
 
     #[test]
     fn a_part_is_at_most_the_whole() {
-        let budget = Budget::new(10 * 1024);
+        let budget = Budget::new(40 * 1024);
         let mut whole = budget.take(4 * 1024).unwrap();
         let part = whole.split(1024);
         let rest = whole.split(1 << 20);
@@ -98,5 +179,19 @@ mod tests {
         assert!(budget.take(8 * 1024).is_none() && budget.take(7 * 1024).is_some());
         drop(rest);
         assert!(budget.take(10 * 1024).is_some());
+    }
+
+    #[test]
+    fn a_trigger_fills_its_own_share_and_no_more() {
+        let budget = Budget::new(8000);
+        budget.share_among(2);
+        let (a, b) = (budget.share(), budget.share());
+        let huge = a.take(1 << 20, false).unwrap();
+        assert!(a.take(1, true).is_none(), "one thing may be larger than the share");
+        let held = b.take(3000, false).unwrap();
+        assert!(b.take(1, false).is_none() && b.take(800, true).is_none());
+        assert!(b.take(700, true).is_some(), "a shard that holds nothing of it");
+        drop((huge, held));
+        assert!(a.take(3000, false).is_some() && b.take(3000, false).is_some());
     }
 }

@@ -17,7 +17,7 @@ mod trigger;
 
 pub use attempt::{Attempted, Ended, attempt};
 pub use breaker::{Breaker, Gate};
-pub use budget::{Ballast, Budget};
+pub use budget::{Ballast, Budget, Pages, Share};
 pub use config::{BreakerConfig, Config, Exhausted, MEMORY, Order, Retry, Start, WindowConfig};
 pub use cursor::{Cursor, Item, Next, Now};
 pub use rate::Rate;

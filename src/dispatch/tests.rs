@@ -1,6 +1,6 @@
 //! The cursor's decisions, told and asked without any I/O.
 
-use super::{Ballast, Config, Cursor, Ended, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig};
+use super::{Budget, Config, Cursor, Ended, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig};
 use crate::{
     cell::{
         AddedId, Call, Cell, CellKey, Checkpoint, Handler, LaneChange, Log, Millis, Name, NewDatastore, ParkedState,
@@ -48,7 +48,14 @@ impl Bench {
         let mut config = Config { breaker: None, ..Config::new(name("trips")) };
         change(&mut config);
         let filter = Filter::new(&config.columns, config.filter.as_deref()).unwrap();
-        let trigger = Trigger::new(record.clone(), config, filter, Arc::new(Nobody), Cells::new(log));
+        let trigger = Trigger::new(
+            record.clone(),
+            config,
+            filter,
+            Arc::new(Nobody),
+            Cells::new(log),
+            Budget::new(1 << 30).share(),
+        );
         let shard = ShardRef { source: name("trips"), shard: ShardId(0) };
         let cursor = Cursor::new(Arc::new(trigger), shard, &Checkpoint::default()).unwrap();
         Self { cursor, now: Now { instant: Instant::now(), wall: Millis(1_000_000) }, record }
@@ -65,7 +72,7 @@ impl Bench {
             body: "{\"fare\":1}".into(),
         };
         let cells: Vec<Cell> = rows.iter().zip(first..).map(cell).collect();
-        self.cursor.admit(&cells, &Arc::new(Ballast::default()), self.now);
+        self.cursor.admit(&cells, 1000, self.now);
     }
 
     /// Everything that may be called now.

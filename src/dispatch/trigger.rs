@@ -1,6 +1,6 @@
 //! A trigger at work in this process: shared by all its shards.
 
-use super::{Breaker, Config, Rate};
+use super::{Breaker, Config, Rate, Share};
 use crate::{
     cell::{Handler, Name, TriggerRecord},
     filter::Filter,
@@ -26,6 +26,8 @@ pub struct Trigger {
     pub cells: Cells,
     /// Calls at a time.
     pub slots: Arc<Semaphore>,
+    /// Memory of its windows.
+    pub share: Share,
     /// Stops calling while everything fails.
     pub breaker: Option<Breaker>,
     /// Cells a second.
@@ -37,7 +39,14 @@ pub struct Trigger {
 impl Trigger {
     /// Ready to be called.
     #[must_use]
-    pub fn new(record: TriggerRecord, config: Config, filter: Filter, handler: Arc<dyn Handler>, cells: Cells) -> Self {
+    pub fn new(
+        record: TriggerRecord,
+        config: Config,
+        filter: Filter,
+        handler: Arc<dyn Handler>,
+        cells: Cells,
+        share: Share,
+    ) -> Self {
         Self {
             name: record.name.clone(),
             filter,
@@ -45,6 +54,7 @@ impl Trigger {
             cells,
             slots: Arc::new(Semaphore::new(config.in_flight as usize)),
             breaker: config.breaker.clone().map(Breaker::new),
+            share,
             rate: config.rate.map(Rate::new),
             attempts: Attempts::of(record.name.as_str()),
             config,

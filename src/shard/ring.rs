@@ -1,7 +1,7 @@
 //! What was read of a shard's log and is wanted by some cursor: a bounded cache of decoded segments.
 
-use crate::{cell::AddedId, dispatch::Ballast, tail::Entry};
-use std::{collections::BTreeMap, sync::Arc};
+use crate::{cell::AddedId, dispatch::Pages, tail::Entry};
+use std::collections::BTreeMap;
 
 /// Bytes that a ring keeps for cursors that come later, so that these need not read again.
 const KEPT: usize = 1 << 20;
@@ -11,9 +11,10 @@ const CELL: usize = 160;
 /// A decoded segment.
 pub(super) struct Chunk {
     pub(super) entry: Entry,
-    pub(super) ballast: Arc<Ballast>,
     pub(super) first: AddedId,
-    bytes: usize,
+    pub(super) bytes: usize,
+    /// Pays for it.
+    _paid: Pages,
 }
 
 /// Bytes that an entry takes in memory.
@@ -38,11 +39,15 @@ impl Ring {
         (chunk.first <= at.next()).then_some((chunk, *last))
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     /// Takes what was read, with what pays for it.
-    pub(super) fn insert(&mut self, entry: Entry, ballast: Ballast) {
+    pub(super) fn insert(&mut self, entry: Entry, paid: Pages) {
         let Some((first, last)) = entry.range() else { return };
         let bytes = size(&entry);
-        let chunk = Chunk { entry, ballast: Arc::new(ballast), first, bytes };
+        let chunk = Chunk { entry, first, bytes, _paid: paid };
         self.bytes += bytes;
         self.bytes -= self.chunks.insert(last, chunk).map_or(0, |chunk| chunk.bytes);
     }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cell::{AddedId, Epoch, Lane, Lease, LeaseWrite, Parked, StoreError, TriggerRecord, chain, clock},
-    dispatch::{Attempted, Ballast, Cursor, Next, Now, Trigger, attempt},
+    dispatch::{Attempted, Cursor, Next, Now, Pages, Trigger, attempt},
     lease::{Ended, Grant},
     metrics,
     store::segment,
@@ -38,7 +38,7 @@ const READ_BYTES: usize = 2 << 20;
 const READ_SEGMENTS: u32 = 100;
 /// Calls that are started in one turn of the loop.
 const CALLS_A_TURN: usize = 256;
-/// While the fence is closed, this is how often it is looked at.
+/// While the fence is closed, or a trigger's memory is used up, this is how often it is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// First rest after something that may pass failed; longest one.
 const RESTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -55,7 +55,7 @@ enum Books {
 }
 
 /// A read that ended: after which place, what paid for it, and what came.
-type Read = (AddedId, Ballast, Result<Run, TailError>);
+type Read = (AddedId, Pages, Result<Run, TailError>);
 
 /// A cursor at work.
 struct Held {
@@ -95,10 +95,9 @@ pub(super) struct Work {
     calls: FuturesUnordered<BoxFuture<'static, Attempted>>,
     ring: Ring,
     /// Memory that is waited for: a read that could not be paid.
-    room: OptionFuture<BoxFuture<'static, Ballast>>,
-    /// Waiting for room; `true` when a credit will do.
-    waiting: Option<bool>,
-    paid: Option<Ballast>,
+    room: OptionFuture<BoxFuture<'static, Pages>>,
+    waiting: bool,
+    paid: Option<Pages>,
     read: OptionFuture<BoxFuture<'static, Read>>,
     reading: bool,
     read_segments: u32,
@@ -153,7 +152,7 @@ impl Work {
             calls: FuturesUnordered::new(),
             ring: Ring::default(),
             room: None.into(),
-            waiting: None,
+            waiting: false,
             paid: None,
             read: None.into(),
             reading: false,
@@ -186,6 +185,7 @@ impl Work {
     pub(super) async fn run(mut self) -> Ended {
         let mut trouble = self.trouble.subscribe();
         let mut foreign = self.home.shared.foreign.clone();
+        let mut others = self.home.shared.budget.waiting();
         loop {
             let now = now();
             self.advance(now);
@@ -213,8 +213,8 @@ impl Work {
                     self.reading = false;
                     self.on_read(after, paid, result);
                 }
-                Some(paid) = &mut self.room, if self.waiting.is_some() => {
-                    self.waiting = None;
+                Some(paid) = &mut self.room, if self.waiting => {
+                    self.waiting = false;
                     self.paid = Some(paid);
                 }
                 Some((number, permit)) = self.slots.next(), if !self.slots.is_empty() => {
@@ -242,6 +242,11 @@ impl Work {
                 Ok(()) = self.tip.changed() => { let _ = self.tip.borrow_and_update(); }
                 Ok(()) = trouble.changed() => {}
                 Ok(()) = foreign.changed() => {}
+                Ok(()) = others.changed(), if !self.ring.is_empty() => {
+                    if *others.borrow_and_update() > 0 {
+                        self.shed();
+                    }
+                }
                 Some(()) = self.chores.next(), if !self.chores.is_empty() => {}
                 () = sleep_until(timer) => {}
             }
@@ -338,6 +343,9 @@ impl Work {
         if self.give_by.is_none() && !self.is_foreign() {
             by(self.read_rests);
             for held in self.cursors.values().filter(|held| !held.leaving) {
+                if held.cursor.is_starved() {
+                    by(Some(now.instant + LOOK));
+                }
                 match held.cursor.next(now) {
                     Next::At(at) => by(Some(at)),
                     Next::Call if !held.asked => by(Some(now.instant + LOOK)),
@@ -363,10 +371,11 @@ impl Work {
         let shard = &self.home.shard;
         for held in self.cursors.values_mut().filter(|held| !held.leaving) {
             let cursor = &mut held.cursor;
+            cursor.look_for_memory();
             while let Some(at) = cursor.wants() {
                 let Some((chunk, last)) = self.ring.after(at) else { break };
                 match &chunk.entry {
-                    Entry::Cells(cells) => cursor.admit(cells, &chunk.ballast, now),
+                    Entry::Cells(cells) => cursor.admit(cells, chunk.bytes, now),
                     Entry::Trimmed { .. } => {
                         tracing::warn!(%shard, trigger = %cursor.trigger().name, from = %at.next(), to = %last,
                             "passed a trimmed part of the log");
@@ -400,10 +409,10 @@ impl Work {
         }
         self.read_rests = None;
         let Some((number, after)) = self.hungry() else {
-            (self.room, self.waiting, self.paid) = (None.into(), None, None);
+            (self.room, self.waiting, self.paid) = (None.into(), false, None);
             return;
         };
-        let Some((paid, limit)) = self.pay(number) else { return };
+        let Some((paid, limit)) = self.pay() else { return };
         self.turn = number;
         let (log, shard, tip) = (self.home.cells.log().clone(), self.home.shard.shard, *self.tip.borrow());
         self.reading = true;
@@ -416,35 +425,37 @@ impl Work {
         let later = self.cursors.range(self.turn + 1..);
         let mut in_turn = later.chain(self.cursors.range(..=self.turn));
         in_turn.find_map(|(number, held)| {
-            let at = held.cursor.is_curious(tip).filter(|_| !held.leaving)?;
+            let at = held.cursor.is_curious(tip).filter(|_| !held.leaving && !held.cursor.is_starved())?;
             (at < tip && self.ring.after(at).is_none()).then_some((*number, at))
         })
     }
 
     /// Memory for a read, and how many segments it may bring; `None` while there is none.
-    fn pay(&mut self, number: u64) -> Option<(Ballast, u32)> {
+    fn pay(&mut self) -> Option<(Pages, u32)> {
         if let Some(paid) = self.paid.take() {
             return Some((paid, 1));
         }
+        if self.waiting {
+            return None;
+        }
         let budget = &self.home.shared.budget;
         let wanted = self.segment_bytes.saturating_mul(self.read_segments as usize);
-        if self.waiting.is_none() {
-            if let Some(paid) = budget.take(wanted) {
-                return Some((paid, self.read_segments));
-            }
-            let with_room = self.cursors.values().filter_map(|held| held.cursor.wants());
-            self.ring.shed(&with_room.collect::<Vec<_>>(), 0);
+        if let Some(paid) = budget.take(wanted) {
+            return Some((paid, self.read_segments));
         }
-        // Whoever holds nothing may go on with a credit: what fills the memory may belong to triggers that stand still.
-        let credit = self.cursors.get(&number).is_some_and(|held| held.cursor.holds_nothing());
-        if self.waiting.is_none_or(|with_credit| credit && !with_credit) {
-            self.waiting = Some(credit);
-            self.room = Some(budget.clone().wait(self.segment_bytes, credit).boxed()).into();
-        }
+        self.waiting = true;
+        self.room = Some(budget.clone().wait(self.segment_bytes).boxed()).into();
         None
     }
 
-    fn on_read(&mut self, after: AddedId, mut paid: Ballast, result: Result<Run, TailError>) {
+    /// Gives back what was read for cursors that cannot take it in now: another shard wants to read.
+    fn shed(&mut self) {
+        let with_room = self.cursors.values().filter(|held| !held.leaving && !held.cursor.is_starved());
+        let with_room: Vec<AddedId> = with_room.filter_map(|held| held.cursor.wants()).collect();
+        self.ring.shed(&with_room, 0);
+    }
+
+    fn on_read(&mut self, after: AddedId, mut paid: Pages, result: Result<Run, TailError>) {
         let now = Instant::now();
         match result {
             Ok(run) => {

@@ -120,6 +120,8 @@ pub struct Cursor {
     unsaved: u32,
     unsaved_sent: u32,
     bytes: usize,
+    /// So much memory it wanted when its trigger's share was used up.
+    starved: Option<usize>,
     ready: VecDeque<Item>,
     ready_since: Option<Instant>,
     rows: HashMap<ByteString, Row>,
@@ -164,6 +166,7 @@ impl Cursor {
             unsaved: 0,
             unsaved_sent: 0,
             bytes: 0,
+            starved: None,
             ready: VecDeque::new(),
             ready_since: None,
             rows: HashMap::new(),
@@ -290,10 +293,16 @@ impl Cursor {
         self.at
     }
 
-    /// Whether no cell of the log is kept in memory on its account.
+    /// Its trigger's share may have memory again.
+    pub fn look_for_memory(&mut self) {
+        let fits = |size: &mut usize| self.trigger.share.fits(*size, self.bytes == 0);
+        self.starved.take_if(fits);
+    }
+
+    /// Whether it waits for memory of its trigger's share.
     #[must_use]
-    pub fn holds_nothing(&self) -> bool {
-        self.bytes == 0
+    pub fn is_starved(&self) -> bool {
+        self.starved.is_some()
     }
 
     fn has_room(&self) -> bool {
@@ -306,8 +315,12 @@ impl Cursor {
             && !self.window.is_ragged()
     }
 
-    /// Takes cells in log order, from the one after [`Cursor::at`] on, while there is room.
-    pub fn admit(&mut self, cells: &[Cell], ballast: &Arc<Ballast>, now: Now) {
+    /// Takes cells of one segment in log order, from the one after [`Cursor::at`] on, while there is room. `size` is what they
+    /// keep in memory, all or one.
+    pub fn admit(&mut self, cells: &[Cell], size: usize, now: Now) {
+        let ballast = self.trigger.share.take(size, self.bytes == 0);
+        self.starved = ballast.is_none().then_some(size);
+        let Some(ballast) = ballast.map(Arc::new) else { return };
         let skip = cells.partition_point(|cell| cell.added_id <= self.at);
         for cell in &cells[skip..] {
             if !self.has_room() {
@@ -475,7 +488,10 @@ impl Cursor {
         }
         let (n, probe) = match self.trigger.breaker.as_ref().map(|breaker| breaker.gate(now.instant)) {
             None | Some(Gate::Go) => (n, false),
-            Some(Gate::Probe) => (1, true),
+            Some(Gate::Probe) => {
+                self.choose_probe();
+                (1, true)
+            }
             Some(Gate::Wait(_)) => {
                 if let Some(rate) = &self.trigger.rate {
                     rate.give_back(n);
@@ -491,6 +507,15 @@ impl Cursor {
             item.since.get_or_insert(now.wall);
         }
         Some((items, probe))
+    }
+
+    /// Puts the cell with the best prospects first: what failed before may be bad itself, and tell nothing of the outage.
+    fn choose_probe(&mut self) {
+        let prospects = |(i, item): &(usize, &Item)| (item.probed, item.attempts, *i);
+        let best = self.ready.iter().enumerate().min_by_key(prospects).map(|(i, _)| i);
+        if let Some(item) = best.and_then(|best| self.ready.remove(best)) {
+            self.ready.push_front(item);
+        }
     }
 
     /// Of a parked cell the book knows best: an operator may have reset its attempts meanwhile.

@@ -22,6 +22,8 @@ struct Tables {
     log: BTreeMap<(ShardId, AddedId), Segment>,
     tips: BTreeMap<ShardId, Tip>,
     groups: BTreeSet<Name>,
+    /// The incarnation, when they were made anew.
+    anew: Option<Incarnation>,
 }
 
 impl MemoryLog {
@@ -30,6 +32,11 @@ impl MemoryLog {
     pub fn new(new: &NewDatastore) -> Self {
         let datastore = Datastore { name: new.name.clone(), shards: new.shards, incarnation: Incarnation::random() };
         Self { datastore, tables: Mutex::default() }
+    }
+
+    /// As if somebody deleted the tables and made the datastore anew, under whoever has it open.
+    pub fn make_anew(&self) {
+        *self.tables() = Tables { anew: Some(Incarnation::random()), ..Tables::default() };
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -172,7 +179,8 @@ impl Log for MemoryLog {
     }
 
     fn incarnation(&self) -> Out<'_, Option<Incarnation>> {
-        ready(Some(self.datastore.incarnation.clone()))
+        let anew = self.tables().anew.clone();
+        ready(Some(anew.unwrap_or_else(|| self.datastore.incarnation.clone())))
     }
 
     fn groups(&self) -> Out<'_, BTreeSet<Name>> {
