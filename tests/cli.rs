@@ -98,6 +98,12 @@ impl Home {
         Self::ended(child)
     }
 
+    /// Nobody reads what it prints and says: both pipes are closed before it starts.
+    fn unheard(&self, words: &[&str]) -> Child {
+        let closed = || std::io::pipe().unwrap().1;
+        self.command(words).stdout(closed()).stderr(closed()).spawn().unwrap()
+    }
+
     fn ended(child: Child) -> Ended {
         let output = child.wait_with_output().unwrap();
         Ended {
@@ -109,6 +115,12 @@ impl Home {
 
     fn worker(&self) -> Worker {
         Worker::start(self.command(&["run"]))
+    }
+
+    /// Puts as soon as a worker has made the tables.
+    #[track_caller]
+    fn until_put(&self, words: &[&str]) {
+        until(|| self.run(words).code == Some(0)).unwrap_or_else(|| panic!("{:?}", self.run(words)));
     }
 
     /// Asks with `--json` until the objects are as wanted.
@@ -137,6 +149,16 @@ fn until(mut so: impl FnMut() -> bool) -> Option<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Some(())
+}
+
+/// The exit code, once it has one.
+fn exit_code(child: &mut Child) -> Option<i32> {
+    let mut status = None;
+    until(|| {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.and_then(|status| status.code())
 }
 
 /// A running `cellhook run`; killed when dropped.
@@ -178,12 +200,7 @@ impl Worker {
     }
 
     fn exit_code(&mut self) -> Option<i32> {
-        let mut status = None;
-        until(|| {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.and_then(|status| status.code())
+        exit_code(&mut self.child)
     }
 
     fn get(&self, page: &str) -> String {
@@ -375,7 +392,37 @@ fn a_bulk_file_goes_on_after_its_bad_lines() {
     assert_eq!((&told[503]["ref_key"], &told[504]["ref_key"]), (&json!(1), &json!(2)));
     let said = home.run(&["put", "trips", "--file", "cells.ndjson"]).ended(3);
     said.says("line 501: refused").says("line 503: conflict").says("line 504: refused");
-    home.run(&["put", "trips", "--file", "none.ndjson"]).ended(1).says("none.ndjson cannot be read: No such file");
+    home.run(&["put", "trips", "--file", "none.ndjson"]).ended(2).says("none.ndjson cannot be read: No such file");
+}
+
+/// `cellhook put --file cells.ndjson --json | head -1` puts all of them.
+#[test]
+fn a_bulk_put_that_nobody_listens_to_is_finished() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let cell = |i| format!("{{\"row_key\":\"row {i}\",\"column\":\"NOTE\",\"ref_key\":1,\"body\":{i}}}\n");
+    fs::write(home.path("cells.ndjson"), (0..3000).map(cell).collect::<String>()).unwrap();
+    let mut put = home.unheard(&["put", "trips", "--file", "cells.ndjson", "--json"]);
+    assert_eq!(exit_code(&mut put), Some(0));
+    assert_eq!(home.run(&["tail", "trips"]).done().stdout.lines().count(), 3000);
+
+    let bad = |i| format!("nonsense\n{}", cell(i));
+    fs::write(home.path("cells.ndjson"), (2000..4000).map(bad).collect::<String>()).unwrap();
+    let mut put = home.unheard(&["put", "trips", "--file", "cells.ndjson"]);
+    assert_eq!(exit_code(&mut put), Some(3));
+    assert_eq!(home.run(&["tail", "trips"]).done().stdout.lines().count(), 4000);
+    assert_eq!(exit_code(&mut home.unheard(&["tail", "trips"])), Some(0), "what only reads has been read enough");
+    assert_eq!(exit_code(&mut home.unheard(&["get", "trips", "none"])), Some(4));
+}
+
+#[test]
+fn a_worker_that_nobody_listens_to_works() {
+    let home = Home::with_trigger(&shell("touch called"));
+    let mut worker = home.unheard(&["run"]);
+    home.until_put(&["put", "trips", "row", "BASE", "1"]);
+    until(|| home.path("called").exists()).expect("the handler is called");
+    kill_process(Pid::from_child(&worker), Signal::TERM).unwrap();
+    assert_eq!(exit_code(&mut worker), Some(0));
 }
 
 #[test]
@@ -456,6 +503,13 @@ fn a_dead_cell_is_listed_tried_again_and_given_up() {
     // 65 is the verdict dead-letter.
     let home = Home::with_trigger(&shell("test -e good || exit 65"));
     let _worker = home.worker();
+    for row in ["c", "d", "e"] {
+        home.run(&["put", "trips", row, "BASE", "1"]).done();
+    }
+    home.until(&["parked"], |parked| parked.len() == 3);
+    // Nobody listens: all of them are given up all the same.
+    assert_eq!(exit_code(&mut home.unheard(&["parked", "drop", "--trigger", "bill", "--all", "--json"])), Some(0));
+    assert_eq!(home.run(&["parked"]).done().stdout, "");
     for row in ["a", "b"] {
         home.run(&["put", "trips", row, "BASE", "1"]).done();
     }

@@ -4,7 +4,7 @@ use super::{
     Context,
     exit::{Absent, Done, Usage},
     open::Open,
-    output::{CellLine, plain, time},
+    output::{CellLine, plain, say, time},
 };
 use crate::cell::{Cell, CellKey, Name, REF_KEY_MAX, RefKey};
 
@@ -43,7 +43,7 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
         }
         if cells.len() > ROW_MAX {
             cells.truncate(ROW_MAX);
-            eprintln!("the row has more cells; these are the first {ROW_MAX}");
+            say(format_args!("the row has more cells; these are the first {ROW_MAX}"));
         }
         let cells: Vec<Cell> = cells.into_iter().map(|stored| stored.cell).collect();
         return list(context, &cells);

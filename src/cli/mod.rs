@@ -3,6 +3,9 @@
 //!
 //! All verbs but `run` read and write the same tables as the workers do, so they work whether or not one is running.
 
+// They panic when nobody listens: see `output`.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 mod check;
 mod crew;
 mod exit;
@@ -64,6 +67,18 @@ enum Verb {
     Triggers(triggers::Args),
 }
 
+impl Verb {
+    /// Whether it changes anything.
+    fn changes(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) => true,
+            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) => false,
+            Self::Parked(args) => args.changes(),
+            Self::Triggers(args) => args.changes(),
+        }
+    }
+}
+
 /// What every verb is given.
 struct Context {
     file: Option<PathBuf>,
@@ -82,7 +97,8 @@ impl Context {
 pub fn main() -> ExitCode {
     // A wrong command line ends here, with code 2.
     let Cli { config, json, verb } = Cli::parse();
-    let mut context = Context { file: config, environment: Environment::of_process(), output: Output::to_stdout(json) };
+    let output = Output::to_stdout(json, verb.changes());
+    let mut context = Context { file: config, environment: Environment::of_process(), output };
     exit::code(act(&mut context, verb))
 }
 
@@ -108,7 +124,8 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
     });
     // A thread that blocks on stdin must not keep the process.
     runtime.shutdown_background();
-    context.output.flush().and(done)
+    let told = context.output.finish();
+    done.and_then(|done| told.map(|()| done))
 }
 
 #[cfg(test)]

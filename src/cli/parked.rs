@@ -4,7 +4,7 @@ use super::{
     Context,
     exit::{Done, Usage},
     open::{Open, nudge_owners, trigger},
-    output::{Output, plain, time},
+    output::{Output, plain, say, time},
 };
 use crate::cell::{
     AddedId, Lane, LaneChange, LaneKind, Ledger, Millis, Name, Parked, ParkedState, ShardId, ShardRef, TriggerRecord,
@@ -85,6 +85,13 @@ enum State {
     Waiting,
     /// Given up; blocks nobody.
     Dead,
+}
+
+impl Args {
+    /// Whether it does more than list.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self.verb, Some(Verb::Retry(_) | Verb::Drop(_)))
+    }
 }
 
 impl State {
@@ -301,7 +308,7 @@ async fn change(context: &mut Context, args: ChangeArgs, change: Change) -> anyh
     let record = trigger(ledger.as_ref(), &name).await?;
     let found = read(&open, &ledger, &record, &filter).await?;
     if found.is_empty() {
-        eprintln!("no parked cell of {name} is meant by that");
+        say(format_args!("no parked cell of {name} is meant by that"));
         return Ok(Done::NotFound);
     }
     let (verb, now) = (if change == Change::Retry { "retried" } else { "dropped" }, clock::wall());
@@ -346,7 +353,7 @@ async fn change(context: &mut Context, args: ChangeArgs, change: Change) -> anyh
     if changed_meanwhile > 0 {
         told.push_str(&format!("; {changed_meanwhile} changed meanwhile, look at them again"));
     }
-    eprintln!("{told}");
+    say(told);
     match failed {
         Some(error) => Err(error.into()),
         None if changed_meanwhile > 0 => Ok(Done::Partly),

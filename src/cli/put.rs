@@ -5,7 +5,7 @@ use super::{
     exit::{Done, Usage},
     lines::{self, Line},
     open::Open,
-    output::{Output, plain},
+    output::{Output, plain, say},
 };
 use crate::{
     cell::{Log, Name, NewCell, REF_KEY_MAX, RefKey, Refusal, ShardId, StoreError},
@@ -181,7 +181,7 @@ async fn put_one(output: &mut Output, cells: &Cells, wanted: Wanted) -> anyhow::
         output.object(&answer)?;
     }
     match &answer {
-        Answer { status, error: Some(error), .. } => eprintln!("cellhook: {status}: {}", plain(error)),
+        Answer { status, error: Some(error), .. } => say(format_args!("cellhook: {status}: {}", plain(error))),
         Answer { status, ref_key: Some(ref_key), shard: Some(shard), added_id: Some(added_id), .. }
             if !output.is_json() =>
         {
@@ -279,7 +279,8 @@ struct Bulk<'a> {
 
 async fn put_file(output: &mut Output, cells: &Cells, file: PathBuf) -> anyhow::Result<Done> {
     let named = file.display().to_string();
-    let (mut chunks, length) = lines::read(file).with_context(|| format!("{named} cannot be read"))?;
+    let (mut chunks, length) =
+        lines::read(file).map_err(|error| Usage(format!("--file: {named} cannot be read: {error}")))?;
     let mut bulk = Bulk { output, cells, counts: Counts::default(), bar: bar(length), started: Instant::now() };
     let mut ended = Ok(());
     let mut received = Vec::new();
@@ -305,9 +306,9 @@ async fn put_file(output: &mut Output, cells: &Cells, file: PathBuf) -> anyhow::
     }
     let Counts { new, repeated, conflict, refused } = &counts;
     let rate = per_second(counts.all(), seconds);
-    eprintln!(
+    say(format_args!(
         "{new} new, {repeated} repeated, {conflict} in conflict, {refused} refused; {seconds:.1} s, {rate} cells/s"
-    );
+    ));
     ended?;
     Ok(if *conflict + *refused > 0 { Done::Partly } else { Done::All })
 }
@@ -371,7 +372,7 @@ impl Bulk<'_> {
             self.output.object(answer)?;
         } else if let Answer { line: Some(line), status, error: Some(error), .. } = answer {
             let error = plain(error);
-            self.bar.suspend(|| eprintln!("line {line}: {status}: {error}"));
+            self.bar.suspend(|| say(format_args!("line {line}: {status}: {error}")));
         }
         Ok(())
     }
