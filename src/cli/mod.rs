@@ -8,6 +8,7 @@
 
 mod check;
 mod crew;
+mod examples;
 mod exit;
 mod get;
 mod init;
@@ -46,24 +47,34 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Work: take shards, call handlers, until SIGTERM or SIGINT. SIGHUP reads the triggers of the config again.
+    #[command(after_help = examples::RUN)]
     Run(run::Args),
     /// Make the tables that the config needs and that are missing.
+    #[command(after_help = examples::INIT)]
     Init,
     /// Prove the config without starting anything, and print what it comes to; secrets are hidden.
+    #[command(after_help = examples::CHECK)]
     Check,
     /// Append one cell, or those of a file.
+    #[command(after_help = examples::PUT)]
     Put(put::Args),
     /// Print a cell's body: the latest of a column, or that of a ref key. Without a column: the row's cells.
+    #[command(after_help = examples::GET)]
     Get(get::Args),
     /// Print the cells of a datastore in the order of its logs.
+    #[command(after_help = examples::TAIL)]
     Tail(tail::Args),
     /// Delete the old part of a datastore's logs. The cells stay and can be got; what a trigger has not finished is kept.
+    #[command(after_help = examples::TRIM)]
     Trim(trim::Args),
     /// List shards: owner, epoch, tip, and how far each trigger is behind.
+    #[command(after_help = examples::SHARDS)]
     Shards(shards::Args),
     /// Cells taken out of the window with failed attempts: list them, try them again, give them up.
+    #[command(after_help = examples::PARKED)]
     Parked(parked::Args),
     /// Registered triggers: list, pause, resume.
+    #[command(after_help = examples::TRIGGERS)]
     Triggers(triggers::Args),
 }
 

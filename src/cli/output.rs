@@ -35,19 +35,19 @@ pub(super) fn say(text: impl fmt::Display) {
 
 /// A cell, as every verb prints it.
 #[derive(Serialize)]
-pub(super) struct CellLine<'a> {
-    pub(super) row_key: &'a str,
-    pub(super) column: &'a str,
-    pub(super) ref_key: u64,
-    pub(super) shard: u32,
-    pub(super) added_id: u64,
-    pub(super) created_at: i64,
+struct CellLine<'a> {
+    row_key: &'a str,
+    column: &'a str,
+    ref_key: u64,
+    shard: u32,
+    added_id: u64,
+    created_at: i64,
     /// The very text that was put, as JSON and not as a string.
-    pub(super) body: Box<serde_json::value::RawValue>,
+    body: Box<serde_json::value::RawValue>,
 }
 
 impl<'a> CellLine<'a> {
-    pub(super) fn of(cell: &'a Cell) -> anyhow::Result<Self> {
+    fn of(cell: &'a Cell) -> anyhow::Result<Self> {
         Ok(Self {
             row_key: &cell.key.row_key,
             column: &cell.key.column,
@@ -90,6 +90,16 @@ impl Output {
     pub(super) fn object(&mut self, object: &impl Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string(object)?;
         self.text(&text)
+    }
+
+    /// A cell on a line of its own.
+    pub(super) fn cell(&mut self, cell: &Cell) -> anyhow::Result<()> {
+        if self.json {
+            return self.object(&CellLine::of(cell)?);
+        }
+        let Cell { key, shard, added_id, created_at, body } = cell;
+        let (row, column, body) = (plain(&key.row_key), plain(&key.column), plain(body));
+        self.text(&format!("{} {shard}/{added_id} {row} {column} {} {body}", time(*created_at), key.ref_key))
     }
 
     /// Rows under their headings, each column as wide as its longest text. Nothing at all for no rows.
