@@ -286,7 +286,8 @@ mod tests {
     /// As doubles, two of them that differ could be equal.
     #[test]
     fn whole_numbers_that_are_too_large_are_not_compared() {
-        let first = r#"{"id": 18446744073709551616, "a": "\"18446744073709551617", "list": [-9223372036854775809, 1], "n": 1}"#;
+        let first =
+            r#"{"id": 18446744073709551616, "a": "\"18446744073709551617", "list": [-9223372036854775809, 1], "n": 1}"#;
         for expression in [
             "data.body.id == 18446744073709551616.0",
             "18446744073709551616.0 == data.body.id",
