@@ -21,6 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 CONCURRENCY = 8  # trips that we bill at the same time
+REMEMBERED = 100_000  # charges; a real processor remembers keys for days
 
 
 class CardProcessor:
@@ -32,16 +33,20 @@ class CardProcessor:
     def __init__(self):
         self.failures = float(os.environ.get("BILL_RIDER_FAILURES", "0.2"))
         self.seed = os.environ.get("BILL_RIDER_SEED")
-        self.charged = {}
+        self.charged = {}  # the last charges, by their keys
+        self.lock = threading.Lock()
 
     def charge(self, key, amount, attempt):
         time.sleep(0.02)  # the network
         dice = random.Random(f"{self.seed}/{key}/{attempt}") if self.seed else random
-        if key not in self.charged:
-            if dice.random() < self.failures:
-                raise ConnectionError("the card processor does not answer")
-            self.charged[key] = amount
-        return {"charged": self.charged[key], "receipt": key}
+        with self.lock:
+            if key not in self.charged:
+                if dice.random() < self.failures:
+                    raise ConnectionError("the card processor does not answer")
+                self.charged[key] = amount
+                if len(self.charged) > REMEMBERED:
+                    del self.charged[next(iter(self.charged))]  # the oldest
+            return {"charged": self.charged[key], "receipt": key}
 
 
 def bill(event, processor):
@@ -51,13 +56,14 @@ def bill(event, processor):
     # The trigger has `include = ["STATUS"]`, so the event brings the row's latest STATUS cell along. If the trip is
     # billed already, there is nothing to do: the same event may come twice, after a crash for example.
     status = trip["latest"]["STATUS"]
-    if status and status["body"].get("is_completed"):
+    if status and isinstance(status["body"], dict) and status["body"].get("is_completed"):
         return {"verdict": "done"}
 
-    fare = trip["body"].get("fare")
-    if not isinstance(fare, (int, float)):
+    body = trip["body"]
+    fare = body.get("fare") if isinstance(body, dict) else None
+    if isinstance(fare, bool) or not isinstance(fare, (int, float)):  # in Python, True is an int
         # No retry will help, so a person has to look: `cellhook parked` shows it.
-        return {"verdict": "dead_letter", "error": f"a trip needs a fare, not {fare!r}"}
+        return {"verdict": "dead_letter", "error": f"a trip is an object with a number as its fare, not {body!r}"}
 
     try:
         # A crash between the charge and our answer brings the event again. Its id stays the same, so the processor

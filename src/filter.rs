@@ -3,7 +3,7 @@
 //! A cell is called, passed, or the filter fails on it, and then the cell is parked with the expression and the error:
 //! nothing is passed over because an expression went wrong. Variables are those of the envelope without its extensions:
 //! `id`, `source`, `type`, `subject`, `time` and `data`, with the body as parsed JSON. A whole number of the body is a
-//! CEL `int` (above 2^63-1 a `uint`), any other a `double`; comparisons between them go by value, as CEL has it
+//! CEL `int` (above 2^63-1 a `uint`, beyond both nothing that can be worked with), any other a `double`; comparisons between them go by value, as CEL has it
 //! (`12 > 0.0` holds), arithmetic between them is an error.
 //!
 //! The expression is the operator's and the body is anybody's, so an evaluation has a budget: what a loop (`all`,
@@ -281,6 +281,36 @@ mod tests {
         };
         assert!(error.starts_with("filter data.body.fare * 1.5 > 0.0: "), "{error}");
         assert_eq!(decide("double(data.body.fare) * 1.5 > 0.0", r#"{"fare": 12}"#), Decision::Call);
+    }
+
+    /// As doubles, two of them that differ could be equal.
+    #[test]
+    fn whole_numbers_that_are_too_large_are_not_compared() {
+        let first =
+            r#"{"id": 18446744073709551616, "a": "\"18446744073709551617", "list": [-9223372036854775809, 1], "n": 1}"#;
+        for expression in [
+            "data.body.id == 18446744073709551616.0",
+            "18446744073709551616.0 == data.body.id",
+            "data.body.id != 1",
+            "data.body.id > 0",
+            "data.body.id in [1, 2]",
+            "data.body == data.body",
+            "string(data.body.id) == '18446744073709551616'",
+            "data.body.list.exists(n, n == 7)",
+            "data.body.list[0] < 0",
+        ] {
+            match decide(expression, first) {
+                Decision::Failed(error) => assert!(error.contains("a whole number is beyond"), "{expression}: {error}"),
+                other => panic!("{expression}: {other:?}"),
+            }
+        }
+        for expression in ["data.body.n == 1", "has(data.body.id)", "data.body.list[1] == 1", "data.body.a != ''"] {
+            assert_eq!(decide(expression, first), Decision::Call, "{expression}");
+        }
+        // A double was never exact, however large.
+        for double in ["1e30", "18446744073709551616.0", "-1e300"] {
+            assert_eq!(decide("data.body.n != 1.5", &format!("{{\"n\": {double}}}")), Decision::Call, "{double}");
+        }
     }
 
     #[test]

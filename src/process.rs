@@ -68,6 +68,8 @@ impl LogConfig {
 pub fn log_to_stderr(config: &LogConfig) -> Result<(), BadSetting> {
     let filter = config.filter()?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // It would tell on stderr that stderr cannot be written to, and panic on the way.
+    let lines = lines.log_internal_errors(false);
     let _ = match config.format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -98,6 +98,12 @@ impl Home {
         Self::ended(child)
     }
 
+    /// Nobody reads what it prints and says: both pipes are closed before it starts.
+    fn unheard(&self, words: &[&str]) -> Child {
+        let closed = || std::io::pipe().unwrap().1;
+        self.command(words).stdout(closed()).stderr(closed()).spawn().unwrap()
+    }
+
     fn ended(child: Child) -> Ended {
         let output = child.wait_with_output().unwrap();
         Ended {
@@ -109,6 +115,12 @@ impl Home {
 
     fn worker(&self) -> Worker {
         Worker::start(self.command(&["run"]))
+    }
+
+    /// Puts as soon as a worker has made the tables.
+    #[track_caller]
+    fn until_put(&self, words: &[&str]) {
+        until(|| self.run(words).code == Some(0)).unwrap_or_else(|| panic!("{:?}", self.run(words)));
     }
 
     /// Asks with `--json` until the objects are as wanted.
@@ -137,6 +149,16 @@ fn until(mut so: impl FnMut() -> bool) -> Option<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Some(())
+}
+
+/// The exit code, once it has one.
+fn exit_code(child: &mut Child) -> Option<i32> {
+    let mut status = None;
+    until(|| {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.and_then(|status| status.code())
 }
 
 /// A running `cellhook run`; killed when dropped.
@@ -178,12 +200,7 @@ impl Worker {
     }
 
     fn exit_code(&mut self) -> Option<i32> {
-        let mut status = None;
-        until(|| {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.and_then(|status| status.code())
+        exit_code(&mut self.child)
     }
 
     fn get(&self, page: &str) -> String {
@@ -268,10 +285,11 @@ fn no_config_tells_where_it_was_looked_for() {
 #[test]
 fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     let home = Home::with("");
-    let verbs = ["run", "init", "check", "put", "get", "tail", "shards", "parked", "triggers"];
+    let verbs = ["run", "init", "check", "put", "get", "tail", "trim", "shards", "parked", "triggers"];
     for verb in verbs {
         let help = home.run(&[verb, "--help"]).done();
         assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
+        assert!(help.stdout.contains("\nExample") && help.stdout.contains(&format!("  cellhook {verb}")), "{help:?}");
     }
     for words in [["parked", "retry"], ["parked", "drop"], ["triggers", "pause"], ["triggers", "resume"]] {
         home.run(&[words[0], words[1], "--help"]).done();
@@ -281,6 +299,8 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     home.run(&[]).ended(2);
     home.run(&["fly"]).ended(2);
     home.run(&["put", "trips"]).ended(2);
+    home.run(&["get", "trips"]).ended(2);
+    home.run(&["get", "trips", "row", "--file", "x"]).ended(2);
     home.run(&["put", "Trips", "row", "C", "1"]).ended(2).says("is not a name");
     home.run(&["put", "trips", "row", "C", "1", "--ref", "9223372036854775808"]).ended(2);
 }
@@ -375,7 +395,179 @@ fn a_bulk_file_goes_on_after_its_bad_lines() {
     assert_eq!((&told[503]["ref_key"], &told[504]["ref_key"]), (&json!(1), &json!(2)));
     let said = home.run(&["put", "trips", "--file", "cells.ndjson"]).ended(3);
     said.says("line 501: refused").says("line 503: conflict").says("line 504: refused");
-    home.run(&["put", "trips", "--file", "none.ndjson"]).ended(1).says("none.ndjson cannot be read: No such file");
+    home.run(&["put", "trips", "--file", "none.ndjson"]).ended(2).says("none.ndjson cannot be read: No such file");
+}
+
+#[test]
+fn cells_are_got_by_the_addresses_of_a_file() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let address = |i| json!({"row_key": format!("row {}", i % 7), "column": "NOTE", "ref_key": i});
+    let lines = |lines: Vec<Value>| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let with_body = |i: u64| {
+        let mut cell = address(i);
+        cell["body"] = json!({"i": i});
+        cell
+    };
+    home.run_with(&["put", "trips", "--file", "-"], &lines((0..300).map(with_body).collect())).done();
+
+    // What `tail` prints names the cells, and the same comes back in the order of the lines.
+    let all = home.run(&["tail", "trips", "--json"]).done().stdout;
+    let got = home.run_with(&["get", "trips", "--file", "-", "--json"], &all).done();
+    assert_eq!(got.says("300 found, 0 absent, 0 refused").stdout, all);
+
+    fs::write(home.path("some.ndjson"), lines([299, 300, 0, 299].map(address).to_vec())).unwrap();
+    let got = home.run(&["get", "trips", "--file", "some.ndjson", "--json"]).ended(4).says("3 found, 1 absent");
+    let got = got.objects();
+    let ids: Vec<&Value> = got.iter().map(|line| &line["ref_key"]).collect();
+    assert_eq!(ids, [299, 300, 0, 299]);
+    assert_eq!(got[1], json!({"row_key": "row 6", "column": "NOTE", "ref_key": 300, "status": "absent"}));
+    assert_eq!((&got[0]["body"], &got[3]), (&json!({"i": 299}), &got[0]));
+    let got = home.run(&["get", "trips", "--file", "some.ndjson"]).ended(4);
+    assert_eq!(got.says("line 2: absent: row 6 NOTE 300").stdout.lines().count(), 3);
+
+    let wrong = "{\"row_key\":\"a\",\"column\":\"NOTE\"}\n{\"row_key\":\"a\",\"column\":\"#\",\"ref_key\":1}\n";
+    let got = home.run_with(&["get", "trips", "--file", "-", "--json"], wrong).ended(3).objects();
+    assert_eq!(got[0], json!({"line": 1, "status": "refused", "error": "missing field `ref_key` at column 31"}));
+    assert_eq!((got.len(), &got[1]["status"]), (2, &json!("refused")));
+    home.run(&["get", "trips", "--file", "none.ndjson"]).ended(2).says("none.ndjson cannot be read: No such file");
+}
+
+/// The log of 40 cells that are finished goes, that of 40 that are not stays; forced, that goes too, and the next worker
+/// counts what it will never be called for.
+#[test]
+fn a_trim_keeps_what_is_not_finished_unless_it_is_forced() {
+    let home = Home::with_trigger(LOG);
+    let put = |from: u64| {
+        let cell = |i| format!("{{\"row_key\":\"row {i}\",\"column\":\"NOTE\",\"ref_key\":{from},\"body\":{i}}}\n");
+        let cells: String = (0..40).map(cell).collect();
+        home.run_with(&["put", "trips", "--file", "-"], &cells).done().says("40 new");
+    };
+    let in_log = || home.run(&["tail", "trips"]).done().stdout.lines().count();
+    let sum = |parts: &[Value], key: &str| parts.iter().map(|part| part[key].as_u64().unwrap()).sum::<u64>();
+    let trim = ["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--json"];
+    let trim = |more: &[&str]| home.run(&[&trim[..], more].concat());
+
+    let mut worker = home.worker();
+    put(1);
+    home.until(&["shards"], |shards| lag_is_gone(shards) && sum(shards, "tip") == 40);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    put(2);
+
+    let parts = trim(&["--dry-run"]).done().says("would be deleted: the log of 40 cells of trips").objects();
+    assert!(
+        parts.iter().all(|part| part["kept_by"] == "bill of group default" && part["segments"].is_null()),
+        "{parts:?}"
+    );
+    assert_eq!((parts.len(), sum(&parts, "trimmed_to"), sum(&parts, "to"), in_log()), (4, 0, 40, 80));
+    trim(&[]).ended(2).says("Nobody can answer here: say --yes");
+    assert_eq!(in_log(), 80);
+    home.run(&["trim", "trips", "--before", "1d", "--yes", "--json"]).done().says("deleted: the log of 0 cells");
+    trim(&["--before", "yesterday"]).ended(2);
+
+    let parts = trim(&["--yes"]).done().says("deleted: the log of 40 cells of trips").objects();
+    assert!(sum(&parts, "segments") >= 4, "{parts:?}");
+    assert_eq!(in_log(), 40);
+    home.run(&["get", "trips", "row 7", "NOTE", "--ref", "1"]).done();
+    trim(&["--yes"]).done().says("the log of 0 cells");
+
+    let parts = trim(&["--yes", "--force"]).done().says("deleted: the log of 40 cells of trips").objects();
+    assert!(parts.iter().all(|part| part["kept_by"].is_null()), "{parts:?}");
+    assert_eq!((sum(&parts, "to"), in_log()), (80, 0));
+    let worker = home.worker();
+    home.until(&["shards"], lag_is_gone);
+    let counted = "cellhook_trimmed_cells_total{trigger=\"bill\"} 40";
+    until(|| worker.get("/metrics").contains(counted)).unwrap_or_else(|| panic!("{}", worker.get("/metrics")));
+    worker.hears("passed a trimmed part of the log");
+}
+
+/// A shard that only some datastores have leaves the others out.
+#[test]
+fn parked_cells_of_one_shard_are_listed_over_all_triggers() {
+    let home = Home::with(&format!(
+        "[store]\nkind = \"embedded\"\n[datastores.few]\nshards = 2\n[datastores.many]\nshards = 8\n[metrics]\nlisten = \"off\"\n\
+         [triggers.a]\nsource = \"few\"\n{LOG}[triggers.b]\nsource = \"many\"\n{LOG}"
+    ));
+    home.run(&["init"]).done();
+    assert_eq!(home.run(&["parked", "--shard", "9"]).done().stdout, "", "no trigger is registered yet");
+    let _worker = home.worker();
+    home.run(&["parked", "--shard", "7"]).done();
+    home.run(&["parked", "--shard", "8"]).ended(2).says("there is no shard 8 of few, many");
+    home.run(&["parked", "--shard", "7", "--trigger", "a"]).ended(2).says("there is no shard 7 of few");
+    home.run(&["parked", "drop", "--shard", "7", "--trigger", "a"]).ended(2).says("there is no shard 7 of few");
+}
+
+/// Holds `docs/cli.md` to the code.
+#[test]
+fn the_objects_have_the_keys_that_are_written() {
+    let table = include_str!("../docs/cli.md");
+    let home = Home::with_trigger(&shell("exit 65"));
+    let holds = |verb: &str, words: &[&str]| {
+        let row = table.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{verb}`"))).unwrap();
+        let forms: Vec<Vec<&str>> = row
+            .split('{')
+            .skip(1)
+            .map(|form| form.split('}').next().unwrap().split(", ").collect())
+            .map(|mut keys: Vec<&str>| {
+                keys.sort_unstable();
+                keys
+            })
+            .collect();
+        let objects = home.run(&[words, &["--json"]].concat()).objects();
+        assert!(!objects.is_empty(), "{verb}");
+        for object in objects {
+            let keys: Vec<&str> =
+                object.as_object().unwrap().keys().map(String::as_str).filter(|key| *key != "done").collect();
+            assert!(forms.contains(&keys), "{verb}: {object} is none of {forms:?}");
+        }
+    };
+    holds("init", &["init"]);
+    let _worker = home.worker();
+    holds("put", &["put", "trips", "row", "BASE", "1"]);
+    fs::write(home.path("cells.ndjson"), "{\"row_key\":\"row\",\"column\":\"BASE\",\"ref_key\":1,\"body\":1}\n")
+        .unwrap();
+    holds("put --file", &["put", "trips", "--file", "cells.ndjson"]);
+    holds("get", &["get", "trips", "row", "BASE"]);
+    holds("tail", &["tail", "trips"]);
+    fs::write(home.path("no.ndjson"), "{\"row_key\":\"no\",\"column\":\"BASE\",\"ref_key\":1}\nno\n").unwrap();
+    holds("get --file", &["get", "trips", "--file", "no.ndjson"]);
+    home.until(&["parked"], |parked| parked.len() == 1);
+    holds("parked", &["parked"]);
+    holds("parked", &["parked", "drop", "--trigger", "bill", "--all"]);
+    holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
+    holds("shards", &["shards"]);
+    holds("triggers", &["triggers"]);
+}
+
+/// `cellhook put --file cells.ndjson --json | head -1` puts all of them.
+#[test]
+fn a_bulk_put_that_nobody_listens_to_is_finished() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let cell = |i| format!("{{\"row_key\":\"row {i}\",\"column\":\"NOTE\",\"ref_key\":1,\"body\":{i}}}\n");
+    fs::write(home.path("cells.ndjson"), (0..3000).map(cell).collect::<String>()).unwrap();
+    let mut put = home.unheard(&["put", "trips", "--file", "cells.ndjson", "--json"]);
+    assert_eq!(exit_code(&mut put), Some(0));
+    assert_eq!(home.run(&["tail", "trips"]).done().stdout.lines().count(), 3000);
+
+    let bad = |i| format!("nonsense\n{}", cell(i));
+    fs::write(home.path("cells.ndjson"), (2000..4000).map(bad).collect::<String>()).unwrap();
+    let mut put = home.unheard(&["put", "trips", "--file", "cells.ndjson"]);
+    assert_eq!(exit_code(&mut put), Some(3));
+    assert_eq!(home.run(&["tail", "trips"]).done().stdout.lines().count(), 4000);
+    assert_eq!(exit_code(&mut home.unheard(&["tail", "trips"])), Some(0), "what only reads has been read enough");
+    assert_eq!(exit_code(&mut home.unheard(&["get", "trips", "none"])), Some(4));
+}
+
+#[test]
+fn a_worker_that_nobody_listens_to_works() {
+    let home = Home::with_trigger(&shell("touch called"));
+    let mut worker = home.unheard(&["run"]);
+    home.until_put(&["put", "trips", "row", "BASE", "1"]);
+    until(|| home.path("called").exists()).expect("the handler is called");
+    kill_process(Pid::from_child(&worker), Signal::TERM).unwrap();
+    assert_eq!(exit_code(&mut worker), Some(0));
 }
 
 #[test]
@@ -423,6 +615,23 @@ fn a_second_signal_leaves_at_once() {
     assert_eq!(worker.exit_code(), Some(143), "{}", worker.said());
 }
 
+/// The daemon gives up on a call at the drain deadline; what is left of the call's own time holds nobody up.
+#[test]
+fn a_hung_child_does_not_outlive_the_drain_deadline_by_much() {
+    let child = r#"echo '{"ready": {"protocol": 1, "concurrency": 1}}'; read -r event; touch began; exec sleep 1000"#;
+    let home = Home::with_trigger(&format!(
+        "timeout = \"90s\"\nhandler = {{ kind = \"exec\", command = [\"sh\", \"-c\", {child:?}] }}\n"
+    ));
+    let config = fs::read_to_string(home.path("config/cellhook.toml")).unwrap();
+    home.write(&config.replace("drain_deadline = \"20s\"", "drain_deadline = \"1s\""));
+    let mut worker = home.worker();
+    home.run(&["put", "trips", "row", "BASE", "1"]).done();
+    until(|| home.path("began").exists()).expect("the handler is called");
+    worker.signal(Signal::TERM);
+    // Within DEADLINE, which is shorter than the call's time.
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+}
+
 #[test]
 fn a_reload_changes_triggers_and_a_bad_file_changes_nothing() {
     let home = Home::with_trigger(&shell("echo one >> out"));
@@ -456,6 +665,13 @@ fn a_dead_cell_is_listed_tried_again_and_given_up() {
     // 65 is the verdict dead-letter.
     let home = Home::with_trigger(&shell("test -e good || exit 65"));
     let _worker = home.worker();
+    for row in ["c", "d", "e"] {
+        home.run(&["put", "trips", row, "BASE", "1"]).done();
+    }
+    home.until(&["parked"], |parked| parked.len() == 3);
+    // Nobody listens: all of them are given up all the same.
+    assert_eq!(exit_code(&mut home.unheard(&["parked", "drop", "--trigger", "bill", "--all", "--json"])), Some(0));
+    assert_eq!(home.run(&["parked"]).done().stdout, "");
     for row in ["a", "b"] {
         home.run(&["put", "trips", row, "BASE", "1"]).done();
     }

@@ -1,6 +1,6 @@
 //! `check`: proves a config.
 
-use super::{Context, exit::Done};
+use super::{Context, exit::Done, output::say};
 
 pub(super) fn check(context: &mut Context) -> anyhow::Result<Done> {
     let config = context.config()?;
@@ -11,11 +11,11 @@ pub(super) fn check(context: &mut Context) -> anyhow::Result<Done> {
         context.output.text(effective.trim_end())?;
     }
     context.output.flush()?;
-    eprintln!("{} is good", config.file.display());
+    say(format_args!("{} is good", config.file.display()));
     if config.datastores.is_empty() {
-        eprintln!("it has no [datastores]: there is nothing to put cells into");
+        say("it has no [datastores]: there is nothing to put cells into");
     } else if config.triggers.is_empty() {
-        eprintln!("it has no [triggers]: `cellhook run` would have nothing to do");
+        say("it has no [triggers]: `cellhook run` would have nothing to do");
     }
     Ok(Done::All)
 }

@@ -1,13 +1,15 @@
 //! How a verb ends, as scripts see it.
 
+use super::output::{Unheard, say};
 use crate::{
+    admin::ListenError,
     cell::{ErrorKind, NameError, StoreError, chain},
     config::ConfigError,
     store::OpenError,
     tail::TailError,
     worker::WorkerError,
 };
-use std::{io, process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc};
 
 /// For `--help`.
 pub(super) const CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or config, 3 some input refused or in conflict, \
@@ -41,17 +43,13 @@ pub(super) fn code(ended: anyhow::Result<Done>) -> ExitCode {
         Ok(Done::Partly) => 3,
         Ok(Done::NotFound) => 4,
         // Whoever read our output has seen enough.
-        Err(error) if broken_pipe(&error) => 0,
+        Err(error) if error.is::<Unheard>() => 0,
         Err(error) => {
-            eprintln!("cellhook: {}", chain(error.as_ref()));
+            say(format_args!("cellhook: {}", chain(error.as_ref())));
             code_of(&error)
         }
     };
     ExitCode::from(code)
-}
-
-fn broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -59,7 +57,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
 }
 
 fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<ConfigError>() || cause.is::<Usage>() || cause.is::<NameError>() {
+    let of_config = cause.is::<ConfigError>() || cause.is::<ListenError>();
+    if of_config || cause.is::<Usage>() || cause.is::<NameError>() {
         return Some(2);
     }
     if cause.is::<Absent>() {
@@ -74,8 +73,11 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(TailError::Store(error)) = cause.downcast_ref() {
         return code_of_kind(error.kind);
     }
-    if let Some(WorkerError::Store(error)) = cause.downcast_ref() {
-        return code_of_kind(error.kind);
+    match cause.downcast_ref() {
+        Some(WorkerError::Store(error)) => return code_of_kind(error.kind),
+        // The triggers of the config do not fit those that are registered.
+        Some(_) => return Some(2),
+        None => {}
     }
     match cause.downcast_ref::<OpenError>()? {
         OpenError::Store(error) => code_of_kind(error.kind),
@@ -101,6 +103,8 @@ fn code_of_kind(kind: ErrorKind) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cell::Name;
+    use std::io;
 
     #[test]
     fn a_cause_decides_the_code_however_deep_it_lies() {
@@ -111,6 +115,11 @@ mod tests {
         assert_eq!(wrapped(OpenError::Store(store(ErrorKind::Denied)).into()), 5);
         assert_eq!(wrapped(TailError::Store(store(ErrorKind::Throttled)).into()), 5);
         assert_eq!(wrapped(Usage("no".into()).into()), 2);
+        let trigger = Name::new("t").unwrap();
+        assert_eq!(wrapped(WorkerError::NoSource { source_name: trigger.clone(), trigger }.into()), 2);
+        assert_eq!(wrapped(WorkerError::Store(store(ErrorKind::Broken)).into()), 5);
+        let taken = ListenError { address: ([127, 0, 0, 1], 1).into(), source: io::ErrorKind::AddrInUse.into() };
+        assert_eq!(wrapped(taken.into()), 2);
         assert_eq!(wrapped(Absent("no".into()).into()), 4);
         assert_eq!(wrapped(anyhow::anyhow!("other")), 1);
     }

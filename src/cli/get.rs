@@ -1,12 +1,16 @@
-//! `get`: one cell, or those of a row.
+//! `get`: one cell, those of a row, or those whose addresses a file has.
 
 use super::{
     Context,
     exit::{Absent, Done, Usage},
+    lines::{self, Lines},
     open::Open,
-    output::{CellLine, plain, time},
+    output::{Output, plain, say, time},
 };
-use crate::cell::{Cell, CellKey, Name, REF_KEY_MAX, RefKey};
+use crate::cell::{Cell, CellKey, Log, Name, REF_KEY_MAX, RefKey};
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use std::path::PathBuf;
 
 /// Most cells of a row that are printed.
 const ROW_MAX: usize = 10_000;
@@ -16,16 +20,30 @@ pub(super) struct Args {
     /// The datastore.
     datastore: Name,
     /// The row key.
-    row: String,
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    row: Option<String>,
     /// The column; without one, all cells of the row are listed.
+    #[arg(conflicts_with = "file")]
     column: Option<String>,
     /// The ref key; without one, the latest cell of the column.
-    #[arg(long = "ref", value_name = "N", requires = "column", value_parser = clap::value_parser!(u64).range(..=REF_KEY_MAX))]
+    #[arg(long = "ref", value_name = "N", requires = "column", conflicts_with = "file", value_parser = clap::value_parser!(u64).range(..=REF_KEY_MAX))]
     ref_key: Option<RefKey>,
+    /// A file with one address a line: {"row_key", "column", "ref_key"}; "-" for stdin.
+    #[arg(long)]
+    file: Option<PathBuf>,
 }
 
 pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Done> {
-    let Args { datastore, row, column, ref_key } = args;
+    let Args { datastore, row, column, ref_key, file } = args;
+    let row = match (row, file) {
+        (Some(row), _) => row,
+        (None, Some(file)) => {
+            let open = Open::new(context).await?;
+            let log = open.datastore(&datastore).await?;
+            return get_file(&mut context.output, log.as_ref(), file).await;
+        }
+        (None, None) => return Err(Usage("a cell has a row".into()).into()),
+    };
     let key = CellKey {
         row_key: row.as_str().into(),
         column: column.as_deref().unwrap_or("any").into(),
@@ -43,7 +61,7 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
         }
         if cells.len() > ROW_MAX {
             cells.truncate(ROW_MAX);
-            eprintln!("the row has more cells; these are the first {ROW_MAX}");
+            say(format_args!("the row has more cells; these are the first {ROW_MAX}"));
         }
         let cells: Vec<Cell> = cells.into_iter().map(|stored| stored.cell).collect();
         return list(context, &cells);
@@ -58,7 +76,7 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
         return Err(Absent(format!("{datastore} has no cell {column} of row {row}{at}")).into());
     };
     if context.output.is_json() {
-        context.output.object(&CellLine::of(&stored.cell)?)?;
+        context.output.cell(&stored.cell)?;
     } else {
         context.output.text(&stored.cell.body)?;
     }
@@ -67,9 +85,7 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
 
 fn list(context: &mut Context, cells: &[Cell]) -> anyhow::Result<Done> {
     if context.output.is_json() {
-        for cell in cells {
-            context.output.object(&CellLine::of(cell)?)?;
-        }
+        cells.iter().try_for_each(|cell| context.output.cell(cell))?;
         return Ok(Done::All);
     }
     let rows: Vec<[String; 6]> = cells
@@ -82,4 +98,93 @@ fn list(context: &mut Context, cells: &[Cell]) -> anyhow::Result<Done> {
         .collect();
     context.output.table(["COLUMN", "REF_KEY", "SHARD", "ADDED_ID", "CREATED_AT", "BODY"], &rows)?;
     Ok(Done::All)
+}
+
+/// An address of a line. The other fields of a cell as `tail --json` prints it are no mistake; others are.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Address {
+    row_key: String,
+    column: String,
+    ref_key: RefKey,
+    #[serde(default, rename = "shard")]
+    _shard: IgnoredAny,
+    #[serde(default, rename = "added_id")]
+    _added_id: IgnoredAny,
+    #[serde(default, rename = "created_at")]
+    _created_at: IgnoredAny,
+    #[serde(default, rename = "body")]
+    _body: IgnoredAny,
+}
+
+fn address(line: &[u8]) -> Result<CellKey, String> {
+    let Address { row_key, column, ref_key, .. } = lines::object(line)?;
+    let key = CellKey { row_key: row_key.into(), column: column.into(), ref_key };
+    key.check().map_err(|refusal| refusal.to_string())?;
+    Ok(key)
+}
+
+/// The answer for an address without a cell.
+#[derive(Serialize)]
+struct AbsentLine<'a> {
+    row_key: &'a str,
+    column: &'a str,
+    ref_key: RefKey,
+    status: &'static str,
+}
+
+/// The answer for a line that is no address.
+#[derive(Serialize)]
+struct RefusedLine<'a> {
+    line: u64,
+    status: &'static str,
+    error: &'a str,
+}
+
+/// Gets the cells of a file's lines, in order, a batch at a time.
+async fn get_file(output: &mut Output, log: &dyn Log, file: PathBuf) -> anyhow::Result<Done> {
+    let named = file.display().to_string();
+    let Lines { mut chunks, .. } = lines::read(file, address)?;
+    let (mut there, mut absent, mut refused) = (0_u64, 0_u64, 0_u64);
+    while let Some(chunk) = chunks.recv().await {
+        let keys: Vec<CellKey> = chunk.lines.iter().filter_map(|line| line.item.as_ref().ok()).cloned().collect();
+        let mut found = log.get_all(&keys).await?.into_iter();
+        for line in &chunk.lines {
+            let number = line.number;
+            match line.item.as_ref().map(|key| (key, found.next().flatten())) {
+                Ok((_, Some(stored))) => {
+                    there += 1;
+                    output.cell(&stored.cell)?;
+                }
+                Ok((key, None)) => {
+                    absent += 1;
+                    let CellKey { row_key, column, ref_key } = key;
+                    if output.is_json() {
+                        output.object(&AbsentLine { row_key, column, ref_key: *ref_key, status: "absent" })?;
+                    } else {
+                        let (row, column) = (plain(row_key), plain(column));
+                        say(format_args!("line {number}: absent: {row} {column} {ref_key}"));
+                    }
+                }
+                Err(error) => {
+                    refused += 1;
+                    if output.is_json() {
+                        output.object(&RefusedLine { line: number, status: "refused", error })?;
+                    } else {
+                        say(format_args!("line {number}: refused: {}", plain(error)));
+                    }
+                }
+            }
+        }
+        output.flush()?;
+        if let Some(error) = chunk.error {
+            return Err(error).with_context(|| format!("{named} cannot be read on"));
+        }
+    }
+    say(format_args!("{there} found, {absent} absent, {refused} refused"));
+    Ok(match (absent, refused) {
+        (_, 1..) => Done::Partly,
+        (1.., 0) => Done::NotFound,
+        (0, 0) => Done::All,
+    })
 }

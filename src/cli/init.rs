@@ -1,6 +1,6 @@
 //! `init`: makes what is missing.
 
-use super::{Context, exit::Done, open::Open};
+use super::{Context, exit::Done, open::Open, output::say};
 use crate::{
     cell::{Name, NewDatastore},
     config::Config,
@@ -28,7 +28,7 @@ struct GroupLine<'a> {
 
 pub(super) async fn init(context: &mut Context) -> anyhow::Result<Done> {
     let Open { config, store } = Open::new(context).await?;
-    eprintln!("{}", store.describe());
+    say(store.describe());
     let mut made_any = false;
     for (name, datastore) in &config.datastores {
         let made = store.init_datastore(&NewDatastore { name: name.clone(), shards: datastore.shards }).await?;
@@ -52,7 +52,7 @@ pub(super) async fn init(context: &mut Context) -> anyhow::Result<Done> {
         context.output.text(&format!("group {}: {state}{}", config.group, list(&tables)))?;
     }
     if !made_any {
-        eprintln!("nothing was missing");
+        say("nothing was missing");
     }
     Ok(Done::All)
 }

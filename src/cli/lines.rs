@@ -1,10 +1,8 @@
 //! The lines of a bulk file, read on a thread of their own: as many at once as are there, so that a slow pipe is not waited
 //! for and a fast one is not put line by line.
 
-use super::put::Wanted;
-use bytestring::ByteString;
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::value::RawValue;
+use super::exit::Usage;
+use serde::Deserialize;
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
@@ -18,31 +16,55 @@ pub(super) const CHUNKS: usize = 32;
 const CHUNK_LINES: usize = 128;
 /// or so many bytes.
 const CHUNK_BYTES: u64 = 512 << 10;
-/// Longest line. A body has at most 380 KB, and escapes may make it six times as long.
+/// Longest line, without its end. A body has at most 380 KB, and escapes may make it six times as long.
 const LINE_MAX: usize = 4 << 20;
 
+/// What some tools write before the first line.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// Some lines.
-#[derive(Debug, Default)]
-pub(super) struct Chunk {
-    pub(super) lines: Vec<Line>,
+#[derive(Debug)]
+pub(super) struct Chunk<T> {
+    pub(super) lines: Vec<Line<T>>,
     /// How much of the file that was.
     pub(super) bytes: u64,
     /// Why there are no more; the end of the file is no error.
     pub(super) error: Option<io::Error>,
 }
 
-/// One line that is not blank.
-#[derive(Debug)]
-pub(super) struct Line {
-    /// From 1.
-    pub(super) number: u64,
-    /// The cell, or why it is none.
-    pub(super) cell: Result<Wanted, String>,
+impl<T> Default for Chunk<T> {
+    fn default() -> Self {
+        Self { lines: Vec::new(), bytes: 0, error: None }
+    }
 }
 
-/// Begins to read; `-` is stdin. With the length, where it is known.
-pub(super) fn read(path: PathBuf) -> io::Result<(mpsc::Receiver<Chunk>, Option<u64>)> {
-    let (sender, receiver) = mpsc::channel(CHUNKS);
+/// One line that is not blank.
+#[derive(Debug)]
+pub(super) struct Line<T> {
+    /// From 1.
+    pub(super) number: u64,
+    /// What it says, or why it says nothing.
+    pub(super) item: Result<T, String>,
+}
+
+/// What a line says.
+type Parse<T> = fn(&[u8]) -> Result<T, String>;
+
+/// A file that is being read.
+pub(super) struct Lines<T> {
+    pub(super) chunks: mpsc::Receiver<Chunk<T>>,
+    /// Where it is known.
+    pub(super) length: Option<u64>,
+}
+
+/// Begins to read; `-` is stdin.
+pub(super) fn read<T: Send + 'static>(path: PathBuf, parse: Parse<T>) -> Result<Lines<T>, Usage> {
+    let named = path.display().to_string();
+    begin(path, parse).map_err(|error| Usage(format!("--file: {named} cannot be read: {error}")))
+}
+
+fn begin<T: Send + 'static>(path: PathBuf, parse: Parse<T>) -> io::Result<Lines<T>> {
+    let (sender, chunks) = mpsc::channel(CHUNKS);
     let (source, length): (Box<dyn Read + Send>, _) = if path.as_os_str() == "-" {
         (Box::new(io::stdin()), None)
     } else {
@@ -53,13 +75,13 @@ pub(super) fn read(path: PathBuf) -> io::Result<(mpsc::Receiver<Chunk>, Option<u
         }
         (Box::new(file), about.is_file().then_some(about.len()))
     };
-    let work = move || pump(BufReader::with_capacity(256 << 10, source), &sender);
+    let work = move || pump(BufReader::with_capacity(256 << 10, source), parse, &sender);
     std::thread::Builder::new().name("lines".into()).spawn(work)?;
-    Ok((receiver, length))
+    Ok(Lines { chunks, length })
 }
 
 /// Reads to the end, or until nobody wants more.
-fn pump(mut source: BufReader<impl Read>, to: &mpsc::Sender<Chunk>) {
+fn pump<T>(mut source: BufReader<impl Read>, parse: Parse<T>, to: &mpsc::Sender<Chunk<T>>) {
     let mut number = 0;
     let mut chunk = Chunk::default();
     let mut line = Vec::new();
@@ -76,8 +98,12 @@ fn pump(mut source: BufReader<impl Read>, to: &mpsc::Sender<Chunk>) {
             Ok(bytes) => {
                 number += 1;
                 chunk.bytes += bytes;
+                let line = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&line);
+                let line = line.strip_suffix(b"\n").unwrap_or(line);
                 if !line.trim_ascii().is_empty() {
-                    chunk.lines.push(Line { number, cell: parse(&line) });
+                    let too_long = || Err("the line has more than 4 MiB".into());
+                    let item = if line.len() > LINE_MAX { too_long() } else { parse(line) };
+                    chunk.lines.push(Line { number, item });
                 }
             }
             Err(error) => {
@@ -106,45 +132,22 @@ fn read_line(source: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// A cell of a line. The fields that `tail --json` prints beside are no mistake; others are.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written<'a> {
-    row_key: String,
-    column: String,
-    #[serde(default)]
-    ref_key: Option<u64>,
-    #[serde(borrow)]
-    body: &'a RawValue,
-    #[serde(default, rename = "shard")]
-    _shard: IgnoredAny,
-    #[serde(default, rename = "added_id")]
-    _added_id: IgnoredAny,
-    #[serde(default, rename = "created_at")]
-    _created_at: IgnoredAny,
-}
-
-fn parse(line: &[u8]) -> Result<Wanted, String> {
-    if line.len() > LINE_MAX {
-        return Err("the line has more than 4 MiB".into());
-    }
+/// Reads the object of a line. What is wrong is told with the column, counted in bytes; the line's number is told already.
+pub(super) fn object<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, String> {
     let text = std::str::from_utf8(line).map_err(|error| error.to_string())?;
-    let written: Written<'_> = serde_json::from_str(text).map_err(|error| {
-        // There is but one line, and its number is told already.
-        let error = error.to_string();
-        error.split(" at line ").next().unwrap_or(&error).to_owned()
-    })?;
-    Ok(Wanted {
-        row_key: written.row_key.into(),
-        column: written.column.into(),
-        ref_key: written.ref_key,
-        body: ByteString::from(written.body.get()),
+    serde_json::from_str(text).map_err(|error| {
+        let (told, column) = (error.to_string(), error.column());
+        match told.rsplit_once(" at line ") {
+            Some((what, _)) => format!("{what} at column {column}"),
+            None => told,
+        }
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::put::Wanted;
 
     /// Gives at most so many bytes a read.
     struct Drops<'a>(&'a [u8], usize);
@@ -156,9 +159,9 @@ mod tests {
         }
     }
 
-    fn all(text: &[u8], a_read: usize) -> (Vec<Line>, u64) {
+    fn all(text: &[u8], a_read: usize) -> (Vec<Line<Wanted>>, u64) {
         let (sender, mut receiver) = mpsc::channel(10_000);
-        pump(BufReader::with_capacity(1 << 10, Drops(text, a_read)), &sender);
+        pump(BufReader::with_capacity(1 << 10, Drops(text, a_read)), Wanted::read, &sender);
         drop(sender);
         let (mut lines, mut bytes) = (Vec::new(), 0);
         while let Some(chunk) = receiver.blocking_recv() {
@@ -188,20 +191,40 @@ nonsense
             assert_eq!(bytes, text.len() as u64);
             let told: Vec<(u64, Result<&str, &str>)> = lines
                 .iter()
-                .map(|line| (line.number, line.cell.as_ref().map(|cell| &*cell.row_key).map_err(String::as_str)))
+                .map(|line| (line.number, line.item.as_ref().map(|cell| &*cell.row_key).map_err(String::as_str)))
                 .collect();
             assert_eq!(told[0], (1, Ok("a")));
-            assert_eq!(told[1], (3, Err("expected ident")));
+            assert_eq!(told[1], (3, Err("expected ident at column 2")));
             assert_eq!(told[2], (4, Ok("b")));
             assert!(told[3].1.unwrap_err().starts_with("unknown field `ref_kye`"));
             assert!(told[4].1.unwrap_err().starts_with("invalid value: integer `-1`"));
-            assert_eq!(told[5], (7, Err("missing field `body`")));
+            assert_eq!(told[5], (7, Err("missing field `body` at column 28")));
             assert_eq!(told[6], (8, Ok("c")));
             assert!(told[7].1.unwrap_err().starts_with("invalid utf-8"));
             assert_eq!(told[8], (10, Err("the line has more than 4 MiB")));
             assert_eq!(told[9], (11, Ok("last")));
             assert_eq!(told.len(), 10);
-            assert_eq!(lines[0].cell.as_ref().unwrap().body, "{\"x\": 1.0}", "the text as it was written");
+            assert_eq!(lines[0].item.as_ref().unwrap().body, "{\"x\": 1.0}", "the text as it was written");
         }
+    }
+    #[test]
+    fn the_longest_line_and_one_more_byte() {
+        let cell = r#"{"row_key":"a","column":"C","body":""#;
+        for (more, good) in [(0, true), (1, false)] {
+            for end in ["", "\n", "\n\n"] {
+                let text = format!("{cell}{}\"}}{end}", "x".repeat(LINE_MAX - cell.len() - 2 + more));
+                let (lines, bytes) = all(text.as_bytes(), 70_000);
+                assert_eq!((lines.len(), bytes), (1, text.len() as u64));
+                assert_eq!(lines[0].item.is_ok(), good, "{more} more, {end:?}: {:?}", lines[0].item.as_ref().err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let cell = r#"{"row_key":"a","column":"C","body":1}"#;
+        let (lines, _) = all(format!("\u{feff}{cell}\n\u{feff}{cell}\n").as_bytes(), 100);
+        assert!(lines[0].item.is_ok() && lines[1].item.is_err(), "{lines:?}");
+        assert!(all("\u{feff}\n".as_bytes(), 100).0.is_empty());
     }
 }

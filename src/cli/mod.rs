@@ -3,8 +3,12 @@
 //!
 //! All verbs but `run` read and write the same tables as the workers do, so they work whether or not one is running.
 
+// They panic when nobody listens: see `output`.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 mod check;
 mod crew;
+mod examples;
 mod exit;
 mod get;
 mod init;
@@ -43,25 +47,47 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Work: take shards, call handlers, until SIGTERM or SIGINT. SIGHUP reads the triggers of the config again.
+    #[command(after_help = examples::RUN)]
     Run(run::Args),
     /// Make the tables that the config needs and that are missing.
+    #[command(after_help = examples::INIT)]
     Init,
     /// Prove the config without starting anything, and print what it comes to; secrets are hidden.
+    #[command(after_help = examples::CHECK)]
     Check,
     /// Append one cell, or those of a file.
+    #[command(after_help = examples::PUT)]
     Put(put::Args),
     /// Print a cell's body: the latest of a column, or that of a ref key. Without a column: the row's cells.
+    #[command(after_help = examples::GET)]
     Get(get::Args),
     /// Print the cells of a datastore in the order of its logs.
+    #[command(after_help = examples::TAIL)]
     Tail(tail::Args),
     /// Delete the old part of a datastore's logs. The cells stay and can be got; what a trigger has not finished is kept.
+    #[command(after_help = examples::TRIM)]
     Trim(trim::Args),
     /// List shards: owner, epoch, tip, and how far each trigger is behind.
+    #[command(after_help = examples::SHARDS)]
     Shards(shards::Args),
     /// Cells taken out of the window with failed attempts: list them, try them again, give them up.
+    #[command(after_help = examples::PARKED)]
     Parked(parked::Args),
     /// Registered triggers: list, pause, resume.
+    #[command(after_help = examples::TRIGGERS)]
     Triggers(triggers::Args),
+}
+
+impl Verb {
+    /// Whether it changes anything.
+    fn changes(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) => true,
+            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) => false,
+            Self::Parked(args) => args.changes(),
+            Self::Triggers(args) => args.changes(),
+        }
+    }
 }
 
 /// What every verb is given.
@@ -82,7 +108,8 @@ impl Context {
 pub fn main() -> ExitCode {
     // A wrong command line ends here, with code 2.
     let Cli { config, json, verb } = Cli::parse();
-    let mut context = Context { file: config, environment: Environment::of_process(), output: Output::to_stdout(json) };
+    let output = Output::to_stdout(json, verb.changes());
+    let mut context = Context { file: config, environment: Environment::of_process(), output };
     exit::code(act(&mut context, verb))
 }
 
@@ -108,7 +135,8 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
     });
     // A thread that blocks on stdin must not keep the process.
     runtime.shutdown_background();
-    context.output.flush().and(done)
+    let told = context.output.finish();
+    done.and_then(|done| told.map(|()| done))
 }
 
 #[cfg(test)]

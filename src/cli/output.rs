@@ -1,32 +1,53 @@
-//! Data on its way to stdout: tables for people, one JSON object a line for programs.
+//! Data on its way to stdout: tables for people, one JSON object a line for programs. And talk, to stderr.
+//!
+//! Who reads stdout may leave before the end, as `head` does. A verb that only reads ends then. One that changes things
+//! finishes its work first, and its exit code is that of the work.
 
 use super::exit::Usage;
 use crate::cell::{Cell, Millis};
+use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::{
+    fmt,
+    io::{self, BufWriter, IsTerminal, Write},
+};
 
 /// Where data goes.
 pub(super) struct Output {
     json: bool,
     to: BufWriter<Box<dyn Write>>,
+    /// The verb changes things, so that a failed write does not end it.
+    works_on: bool,
+    /// The first write that failed under such a verb. Nothing is written after it.
+    lost: Option<io::Error>,
+}
+
+/// Whoever read stdout has left.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads the output any more")]
+pub(super) struct Unheard;
+
+/// Says something to a person, on stderr. That nobody is there to hear it stops no work.
+pub(super) fn say(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A cell, as every verb prints it.
 #[derive(Serialize)]
-pub(super) struct CellLine<'a> {
-    pub(super) row_key: &'a str,
-    pub(super) column: &'a str,
-    pub(super) ref_key: u64,
-    pub(super) shard: u32,
-    pub(super) added_id: u64,
-    pub(super) created_at: i64,
+struct CellLine<'a> {
+    row_key: &'a str,
+    column: &'a str,
+    ref_key: u64,
+    shard: u32,
+    added_id: u64,
+    created_at: i64,
     /// The very text that was put, as JSON and not as a string.
-    pub(super) body: Box<serde_json::value::RawValue>,
+    body: Box<serde_json::value::RawValue>,
 }
 
 impl<'a> CellLine<'a> {
-    pub(super) fn of(cell: &'a Cell) -> anyhow::Result<Self> {
+    fn of(cell: &'a Cell) -> anyhow::Result<Self> {
         Ok(Self {
             row_key: &cell.key.row_key,
             column: &cell.key.column,
@@ -45,8 +66,13 @@ fn one_line(body: &str) -> serde_json::Result<Box<serde_json::value::RawValue>> 
 }
 
 impl Output {
-    pub(super) fn to_stdout(json: bool) -> Self {
-        Self { json, to: BufWriter::new(Box::new(io::stdout())) }
+    /// To stdout; `works_on` for a verb that changes things.
+    pub(super) fn to_stdout(json: bool, works_on: bool) -> Self {
+        Self::to(Box::new(io::stdout()), json, works_on)
+    }
+
+    fn to(to: Box<dyn Write>, json: bool, works_on: bool) -> Self {
+        Self { json, to: BufWriter::new(to), works_on, lost: None }
     }
 
     /// Whether a program reads it.
@@ -56,13 +82,24 @@ impl Output {
 
     /// A line of text.
     pub(super) fn text(&mut self, text: &str) -> anyhow::Result<()> {
-        Ok(writeln!(self.to, "{text}")?)
+        let written = writeln!(self.to, "{text}");
+        self.after(written)
     }
 
     /// An object on a line of its own.
     pub(super) fn object(&mut self, object: &impl Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string(object)?;
         self.text(&text)
+    }
+
+    /// A cell on a line of its own.
+    pub(super) fn cell(&mut self, cell: &Cell) -> anyhow::Result<()> {
+        if self.json {
+            return self.object(&CellLine::of(cell)?);
+        }
+        let Cell { key, shard, added_id, created_at, body } = cell;
+        let (row, column, body) = (plain(&key.row_key), plain(&key.column), plain(body));
+        self.text(&format!("{} {shard}/{added_id} {row} {column} {} {body}", time(*created_at), key.ref_key))
     }
 
     /// Rows under their headings, each column as wide as its longest text. Nothing at all for no rows.
@@ -92,8 +129,35 @@ impl Output {
 
     /// What was printed so far is seen now.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
-        Ok(self.to.flush()?)
+        let written = self.to.flush();
+        self.after(written)
     }
+
+    /// The end of the verb. A reader who left is no error any more.
+    pub(super) fn finish(&mut self) -> anyhow::Result<()> {
+        let flushed = self.flush();
+        match self.lost.take() {
+            Some(error) if !is_closed(&error) => Err(error).context("the output could not be written"),
+            Some(_) => Ok(()),
+            None => flushed.or_else(|error| if error.is::<Unheard>() { Ok(()) } else { Err(error) }),
+        }
+    }
+
+    fn after(&mut self, written: io::Result<()>) -> anyhow::Result<()> {
+        match written {
+            Err(error) if self.works_on => {
+                self.to = BufWriter::new(Box::new(io::sink()));
+                self.lost.get_or_insert(error);
+                Ok(())
+            }
+            Err(error) if is_closed(&error) => Err(Unheard.into()),
+            written => written.context("the output could not be written"),
+        }
+    }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
 }
 
 /// Text that somebody else wrote, without what a terminal would obey.
@@ -119,7 +183,8 @@ pub(super) fn confirm(question: &str) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() {
         return Err(Usage(format!("{question} Nobody can answer here: say --yes, or --dry-run to see it")).into());
     }
-    eprint!("{question} [y/N] ");
+    // On a terminal nobody else's end can be closed.
+    let _ = write!(io::stderr(), "{question} [y/N] ");
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -149,12 +214,46 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_texts_and_obey_no_one() {
         let page = Page::default();
-        let mut output = Output { json: false, to: BufWriter::new(Box::new(page.clone())) };
+        let mut output = Output::to(Box::new(page.clone()), false, false);
         let rows = [["a\u{1b}[2J".into(), "1".into()], ["é".into(), "222".into()]];
         output.table(["ROW", "N"], &rows).unwrap();
         output.flush().unwrap();
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "ROW         N\na\\u{1b}[2J  1\né           222\n");
+    }
+
+    /// Takes some writes and fails those after them.
+    struct Full(u32, io::ErrorKind);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(1).ok_or(self.1)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_who_left_ends_what_reads_and_not_what_changes() {
+        let to = |kind, works_on| Output::to(Box::new(Full(1, kind)), false, works_on);
+        let long = "x".repeat(100_000);
+        let mut reads = to(io::ErrorKind::BrokenPipe, false);
+        assert!(reads.text(&long).and_then(|()| reads.text(&long)).unwrap_err().is::<Unheard>());
+        assert!(reads.finish().is_ok());
+        let mut changes = to(io::ErrorKind::BrokenPipe, true);
+        for _ in 0..5 {
+            changes.text(&long).unwrap();
+            changes.flush().unwrap();
+        }
+        assert!(changes.finish().is_ok());
+        let mut disk = to(io::ErrorKind::StorageFull, true);
+        for _ in 0..5 {
+            disk.text(&long).unwrap();
+        }
+        let error = disk.finish().unwrap_err();
+        assert!(error.to_string().contains("could not be written"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{
     Context,
     exit::{Done, Usage},
     open::{Open, nudge_owners, trigger},
-    output::{Output, plain, time},
+    output::{Output, plain, say, time},
 };
 use crate::cell::{
     AddedId, Lane, LaneChange, LaneKind, Ledger, Millis, Name, Parked, ParkedState, ShardId, ShardRef, TriggerRecord,
@@ -85,6 +85,13 @@ enum State {
     Waiting,
     /// Given up; blocks nobody.
     Dead,
+}
+
+impl Args {
+    /// Whether it does more than list.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self.verb, Some(Verb::Retry(_) | Verb::Drop(_)))
+    }
 }
 
 impl State {
@@ -190,8 +197,11 @@ async fn list(context: &mut Context, args: ListArgs) -> anyhow::Result<Done> {
     };
     let headings = ["TRIGGER", "SHARD", "ADDED_ID", "ROW", "COLUMN", "STATE", "ATTEMPTS", "NEXT_ATTEMPT", "LAST_ERROR"];
     let mut rows = Vec::new();
+    let mut looked = triggers.is_empty();
     for trigger in &triggers {
-        for parked in read(&open, &ledger, trigger, &args.filter).await? {
+        let Some(found) = read(&open, &ledger, trigger, &args.filter).await? else { continue };
+        looked = true;
+        for parked in found {
             if context.output.is_json() {
                 context.output.object(&ParkedLine::of(&trigger.name, &parked, None))?;
             } else {
@@ -199,8 +209,18 @@ async fn list(context: &mut Context, args: ListArgs) -> anyhow::Result<Done> {
             }
         }
     }
+    if !looked {
+        return Err(no_shard(&args.filter, &triggers));
+    }
     context.output.table(headings, &rows)?;
     Ok(Done::All)
+}
+
+/// No datastore of these triggers has the shard of the filter.
+fn no_shard(filter: &Filter, triggers: &[TriggerRecord]) -> anyhow::Error {
+    let sources: BTreeSet<&str> = triggers.iter().map(|trigger| trigger.source.as_str()).collect();
+    let sources = sources.into_iter().collect::<Vec<_>>().join(", ");
+    Usage(format!("--shard: there is no shard {} of {sources}", filter.shard.unwrap_or_default())).into()
 }
 
 fn row(trigger: &Name, parked: &Parked) -> [String; 9] {
@@ -227,19 +247,20 @@ fn row(trigger: &Name, parked: &Parked) -> [String; 9] {
     ]
 }
 
-/// The parked cells of a trigger that a filter lets through, by shard and place.
+/// The parked cells of a trigger that a filter lets through, by shard and place. `None`: its datastore has not the shard
+/// of the filter.
 async fn read(
     open: &Open,
     ledger: &Arc<dyn Ledger>,
     trigger: &TriggerRecord,
     filter: &Filter,
-) -> anyhow::Result<Vec<Parked>> {
+) -> anyhow::Result<Option<Vec<Parked>>> {
     // The number of shards is the datastore's, and a trigger of another file's datastore is listed too.
     let log = open.store.datastore(&trigger.source, None).await?;
     let shards: Vec<ShardId> =
         log.datastore().all_shards().filter(|shard| filter.shard.is_none_or(|only| shard.0 == only)).collect();
-    if let (Some(shard), true) = (filter.shard, shards.is_empty()) {
-        return Err(Usage(format!("{} has no shard {shard}", trigger.source)).into());
+    if shards.is_empty() {
+        return Ok(None);
     }
     let lanes = shards.into_iter().flat_map(|shard| {
         filter.lanes().iter().map(move |kind| Lane {
@@ -250,7 +271,7 @@ async fn read(
     });
     let reads = stream::iter(lanes).map(|lane| read_lane(ledger, lane, filter));
     let lanes: Vec<Vec<Parked>> = reads.buffered(PARALLEL).try_collect().await?;
-    Ok(lanes.into_iter().flatten().collect())
+    Ok(Some(lanes.into_iter().flatten().collect()))
 }
 
 async fn read_lane(ledger: &Arc<dyn Ledger>, lane: Lane, filter: &Filter) -> anyhow::Result<Vec<Parked>> {
@@ -300,8 +321,9 @@ async fn change(context: &mut Context, args: ChangeArgs, change: Change) -> anyh
     let ledger = open.ledger().await?;
     let record = trigger(ledger.as_ref(), &name).await?;
     let found = read(&open, &ledger, &record, &filter).await?;
+    let found = found.ok_or_else(|| no_shard(&filter, std::slice::from_ref(&record)))?;
     if found.is_empty() {
-        eprintln!("no parked cell of {name} is meant by that");
+        say(format_args!("no parked cell of {name} is meant by that"));
         return Ok(Done::NotFound);
     }
     let (verb, now) = (if change == Change::Retry { "retried" } else { "dropped" }, clock::wall());
@@ -346,7 +368,7 @@ async fn change(context: &mut Context, args: ChangeArgs, change: Change) -> anyh
     if changed_meanwhile > 0 {
         told.push_str(&format!("; {changed_meanwhile} changed meanwhile, look at them again"));
     }
-    eprintln!("{told}");
+    say(told);
     match failed {
         Some(error) => Err(error.into()),
         None if changed_meanwhile > 0 => Ok(Done::Partly),

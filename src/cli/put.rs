@@ -3,19 +3,20 @@
 use super::{
     Context,
     exit::{Done, Usage},
-    lines::{self, Line},
+    lines::{self, Line, Lines},
     open::Open,
-    output::{Output, plain},
+    output::{Output, plain, say},
 };
 use crate::{
-    cell::{Log, Name, NewCell, REF_KEY_MAX, RefKey, Refusal, ShardId, StoreError},
+    cell::{Log, Name, NewCell, REF_KEY_MAX, RefKey, ShardId, StoreError},
     store::{Cells, Placed, PutError},
 };
 use anyhow::Context as _;
 use bytestring::ByteString;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -116,12 +117,12 @@ impl<'a> Answer<'a> {
     }
 
     /// Of a cell that was not let in.
-    fn refused_cell(line: Option<u64>, wanted: &'a Wanted, refusal: &Refusal) -> Self {
+    fn refused_cell(line: Option<u64>, wanted: &'a Wanted, reason: String) -> Self {
         Self {
             row_key: Some(&wanted.row_key),
             column: Some(&wanted.column),
             ref_key: wanted.ref_key,
-            ..Self::refused(line, refusal.to_string())
+            ..Self::refused(line, reason)
         }
     }
 
@@ -169,7 +170,7 @@ async fn put_one(output: &mut Output, cells: &Cells, wanted: Wanted) -> anyhow::
     let answer;
     let cell;
     match decide.cell(&wanted) {
-        Err(refusal) => answer = Answer::refused_cell(None, &wanted, &refusal),
+        Err(reason) => answer = Answer::refused_cell(None, &wanted, reason),
         Ok(new) => {
             cell = new;
             let mut puts = cells.put(vec![cell.clone()]).await;
@@ -181,7 +182,7 @@ async fn put_one(output: &mut Output, cells: &Cells, wanted: Wanted) -> anyhow::
         output.object(&answer)?;
     }
     match &answer {
-        Answer { status, error: Some(error), .. } => eprintln!("cellhook: {status}: {}", plain(error)),
+        Answer { status, error: Some(error), .. } => say(format_args!("cellhook: {status}: {}", plain(error))),
         Answer { status, ref_key: Some(ref_key), shard: Some(shard), added_id: Some(added_id), .. }
             if !output.is_json() =>
         {
@@ -215,30 +216,55 @@ impl Deciding {
         Ok(())
     }
 
-    /// The cell, checked.
-    fn cell(&mut self, wanted: &Wanted) -> Result<NewCell, Refusal> {
+    /// The cell, checked; or why it is none. One that is refused takes no ref key.
+    fn cell(&mut self, wanted: &Wanted) -> Result<NewCell, String> {
         let latest = self.latest.get_mut(&(wanted.row_key.clone(), wanted.column.clone()));
-        let ref_key = match (wanted.ref_key, latest) {
-            (Some(given), Some(latest)) => {
-                *latest = Some(latest.map_or(given, |latest| latest.max(given)));
-                given
+        let ref_key = match (wanted.ref_key, &latest) {
+            (Some(given), _) => given,
+            (None, Some(Some(REF_KEY_MAX))) => {
+                return Err(format!(
+                    "the latest cell of the column has ref_key {REF_KEY_MAX} already, and there is none above it: say which \
+                     ref_key this one has"
+                ));
             }
-            (Some(given), None) => given,
-            (None, Some(latest)) => {
-                let next = latest.map_or(1, |latest| latest.saturating_add(1));
-                *latest = Some(next);
-                next
-            }
+            (None, Some(latest)) => latest.map_or(1, |latest| latest + 1),
             // Not read because it is no address; the check says why.
             (None, None) => 0,
         };
         let cell = NewCell { key: wanted.address(ref_key), body: wanted.body.clone(), origin: None };
-        cell.check()?;
+        cell.check().map_err(|refusal| refusal.to_string())?;
+        if let Some(latest) = latest {
+            *latest = (*latest).max(Some(ref_key));
+        }
         Ok(cell)
     }
 }
 
+/// A cell of a line. The fields that `tail --json` prints beside are no mistake; others are.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written<'a> {
+    row_key: String,
+    column: String,
+    #[serde(default)]
+    ref_key: Option<RefKey>,
+    #[serde(borrow)]
+    body: &'a RawValue,
+    #[serde(default, rename = "shard")]
+    _shard: IgnoredAny,
+    #[serde(default, rename = "added_id")]
+    _added_id: IgnoredAny,
+    #[serde(default, rename = "created_at")]
+    _created_at: IgnoredAny,
+}
+
 impl Wanted {
+    /// Of a line of a bulk file.
+    pub(super) fn read(line: &[u8]) -> Result<Self, String> {
+        let Written { row_key, column, ref_key, body, .. } = lines::object(line)?;
+        Ok(Self { row_key: row_key.into(), column: column.into(), ref_key, body: body.get().into() })
+    }
+
     fn address(&self, ref_key: RefKey) -> crate::cell::CellKey {
         crate::cell::CellKey { row_key: self.row_key.clone(), column: self.column.clone(), ref_key }
     }
@@ -279,7 +305,7 @@ struct Bulk<'a> {
 
 async fn put_file(output: &mut Output, cells: &Cells, file: PathBuf) -> anyhow::Result<Done> {
     let named = file.display().to_string();
-    let (mut chunks, length) = lines::read(file).with_context(|| format!("{named} cannot be read"))?;
+    let Lines { mut chunks, length } = lines::read(file, Wanted::read)?;
     let mut bulk = Bulk { output, cells, counts: Counts::default(), bar: bar(length), started: Instant::now() };
     let mut ended = Ok(());
     let mut received = Vec::new();
@@ -305,30 +331,30 @@ async fn put_file(output: &mut Output, cells: &Cells, file: PathBuf) -> anyhow::
     }
     let Counts { new, repeated, conflict, refused } = &counts;
     let rate = per_second(counts.all(), seconds);
-    eprintln!(
+    say(format_args!(
         "{new} new, {repeated} repeated, {conflict} in conflict, {refused} refused; {seconds:.1} s, {rate} cells/s"
-    );
+    ));
     ended?;
     Ok(if *conflict + *refused > 0 { Done::Partly } else { Done::All })
 }
 
 impl Bulk<'_> {
     /// Puts the cells of some lines and tells what became of each, in order.
-    async fn put(&mut self, lines: Vec<Line>) -> anyhow::Result<()> {
+    async fn put(&mut self, lines: Vec<Line<Wanted>>) -> anyhow::Result<()> {
         let shards = self.cells.datastore().shards;
         let mut decide = Deciding::default();
-        let wanted = lines.iter().filter_map(|line| line.cell.as_ref().ok());
+        let wanted = lines.iter().filter_map(|line| line.item.as_ref().ok());
         decide.read(self.cells.log().as_ref(), wanted).await?;
         let mut new_cells = Vec::with_capacity(lines.len());
         // Of each line: the place of its cell among those that are put, or why it has none.
         let mut places = Vec::with_capacity(lines.len());
         for line in &lines {
-            places.push(match line.cell.as_ref().map(|wanted| (wanted, decide.cell(wanted))) {
+            places.push(match line.item.as_ref().map(|wanted| (wanted, decide.cell(wanted))) {
                 Ok((wanted, Ok(cell))) => {
                     new_cells.push(cell);
                     Ok((new_cells.len() - 1, wanted.ref_key.is_none()))
                 }
-                Ok((wanted, Err(refusal))) => Err(Answer::refused_cell(Some(line.number), wanted, &refusal)),
+                Ok((wanted, Err(reason))) => Err(Answer::refused_cell(Some(line.number), wanted, reason)),
                 Err(reason) => Err(Answer::refused(Some(line.number), reason.clone())),
             });
         }
@@ -371,7 +397,7 @@ impl Bulk<'_> {
             self.output.object(answer)?;
         } else if let Answer { line: Some(line), status, error: Some(error), .. } = answer {
             let error = plain(error);
-            self.bar.suspend(|| eprintln!("line {line}: {status}: {error}"));
+            self.bar.suspend(|| say(format_args!("line {line}: {status}: {error}")));
         }
         Ok(())
     }
@@ -417,6 +443,23 @@ mod tests {
         deciding.read(cells.log().as_ref(), lines.iter()).await.unwrap();
         let keys = lines.map(|line| deciding.cell(&line).unwrap().key.ref_key);
         assert_eq!(keys, [42, 1, 7, 8, 43]);
-        assert_eq!(deciding.cell(&wanted("", None)), Err(Refusal::RowKey(0)));
+        assert!(deciding.cell(&wanted("", None)).unwrap_err().starts_with("row_key has 0 bytes"));
+    }
+
+    #[tokio::test]
+    async fn a_cell_that_is_refused_takes_no_ref_key() {
+        let name = Name::new("trips").unwrap();
+        let log = MemoryLog::new(&NewDatastore { name, shards: 4 });
+        let bad = |wanted: Wanted| Wanted { body: "no JSON".into(), ..wanted };
+        let mut deciding = Deciding::default();
+        deciding.read(&log, [wanted("a", None)].iter()).await.unwrap();
+        for refused in [bad(wanted("a", Some(REF_KEY_MAX))), wanted("a", Some(u64::MAX)), bad(wanted("a", None))] {
+            assert!(deciding.cell(&refused).is_err());
+        }
+        let mut next = |ref_key| deciding.cell(&wanted("a", ref_key)).map(|cell| cell.key.ref_key);
+        assert_eq!(next(None), Ok(1));
+        assert_eq!(next(Some(REF_KEY_MAX)), Ok(REF_KEY_MAX));
+        assert!(next(None).unwrap_err().contains("has ref_key 9223372036854775807 already"));
+        assert_eq!(next(Some(7)), Ok(7));
     }
 }

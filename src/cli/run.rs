@@ -6,6 +6,7 @@ use super::{
     exit::Done,
     init,
     observe::{Observer, SAMPLES},
+    output::say,
 };
 use crate::{
     admin::Admin,
@@ -108,7 +109,7 @@ async fn leave(signals: &mut Signals) -> Done {
 /// Opens what the config names and registers its triggers.
 async fn begin(config: Config) -> anyhow::Result<Life> {
     let store = Store::open(&config.store).await?;
-    eprintln!("cellhook {}: {}, config {}", env!("CARGO_PKG_VERSION"), store.describe(), config.file.display());
+    say(format_args!("cellhook {}: {}, config {}", env!("CARGO_PKG_VERSION"), store.describe(), config.file.display()));
     if store.kind() == Kind::Embedded {
         // Nobody pays for tables in a file. On DynamoDB, `init` is a decision of its own.
         init::make_all(&config, &store).await?;
@@ -142,7 +143,7 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
     let worker = Worker::new(setup).await?;
     let observer = Observer::new(worker.watch(), sources, config.triggers.keys().cloned());
     if let Some(admin) = &admin {
-        eprintln!("metrics on http://{}/metrics", admin.address());
+        say(format_args!("metrics on http://{}/metrics", admin.address()));
     }
     let shards: u32 = config.datastores.values().map(|datastore| datastore.shards).sum();
     tracing::info!(group = %config.group, triggers = config.triggers.len(), shards, "working");

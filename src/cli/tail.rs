@@ -4,10 +4,10 @@ use super::{
     Context,
     exit::{Done, Usage},
     open::Open,
-    output::{CellLine, Output, plain, time},
+    output::Output,
 };
 use crate::{
-    cell::{AddedId, Cell, Consistency, Log, Millis, Name, ShardId, clock, setting::duration},
+    cell::{AddedId, Consistency, Log, Millis, Name, ShardId, clock, setting::duration},
     tail,
 };
 use std::{collections::BTreeMap, str::FromStr};
@@ -119,7 +119,7 @@ async fn catch_up(
             while *place < tip.tip {
                 let page = tail::cells(log, tip.shard, *place, PAGE).await?;
                 for cell in &page.cells {
-                    print(output, cell)?;
+                    output.cell(cell)?;
                 }
                 if page.next <= *place {
                     // Not to be read yet; the next round looks again.
@@ -132,15 +132,6 @@ async fn catch_up(
         }
     }
     Ok(moved)
-}
-
-fn print(output: &mut Output, cell: &Cell) -> anyhow::Result<()> {
-    if output.is_json() {
-        return output.object(&CellLine::of(cell)?);
-    }
-    let Cell { key, shard, added_id, created_at, body } = cell;
-    let (row, column, body) = (plain(&key.row_key), plain(&key.column), plain(body));
-    output.text(&format!("{} {shard}/{added_id} {row} {column} {} {body}", time(*created_at), key.ref_key))
 }
 
 #[cfg(test)]

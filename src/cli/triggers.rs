@@ -42,6 +42,13 @@ enum Verb {
     },
 }
 
+impl Args {
+    /// Whether it does more than list.
+    pub(super) fn changes(&self) -> bool {
+        matches!(self.verb, Some(Verb::Pause { .. } | Verb::Resume { .. }))
+    }
+}
+
 #[derive(Serialize)]
 struct TriggerLine<'a> {
     name: &'a Name,

@@ -7,7 +7,7 @@ use crate::{
         Name,
         setting::{BadSetting, duration, lasts, size, within},
     },
-    dispatch,
+    dispatch::{self, Start},
     filter::Filter,
     handler, lease, process, store, tail,
 };
@@ -16,6 +16,9 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 /// Most triggers that tail one datastore.
 const TRIGGERS_MAX: usize = 32;
+
+/// Highest added ID that a file can name: whole numbers of TOML end there.
+const ADDED_ID_MAX: u64 = i64::MAX as u64;
 
 /// The whole file.
 #[derive(Serialize, Deserialize)]
@@ -240,6 +243,17 @@ fn check(config: &Config) -> Result<(), BadSetting> {
         }
         let source = &trigger.source;
         known(config, &format!("{table}.source"), source)?;
+        if let Start::Added(places) = &trigger.start {
+            let shards = config.datastores[source].shards;
+            for (shard, place) in places {
+                let key = format!("{table}.start.{shard}");
+                if shard.0 >= shards {
+                    let reason = format!("{source} has no shard {shard}; its shards are 0 to {}", shards - 1);
+                    return Err(BadSetting::new(key, reason));
+                }
+                within(&key, place.0, 0, ADDED_ID_MAX)?;
+            }
+        }
         if let handler::Config::Cells(handler) = &trigger.handler {
             known(config, &format!("{table}.handler.datastore"), &handler.datastore)?;
         }

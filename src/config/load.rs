@@ -124,9 +124,10 @@ impl Environment {
     fn overrides(&self) -> Result<Vec<Override>, ConfigError> {
         let mut overrides = Vec::new();
         for (variable, value) in &self.variables {
-            let Some(name) = variable.strip_prefix(PREFIX).filter(|name| !NO_OVERRIDES.contains(name)) else {
+            let Some(name) = variable.strip_prefix(PREFIX) else { continue };
+            if NO_OVERRIDES.contains(&name) || is_service_link(name) {
                 continue;
-            };
+            }
             let Some(text) = value.to_str() else {
                 let place = format!("environment variable {variable}");
                 return Err(ConfigError::Invalid {
@@ -144,6 +145,22 @@ impl Environment {
         }
         Ok(overrides)
     }
+}
+
+/// Whether Kubernetes makes such a variable for a service that is called `cellhook` or `cellhook-…`: every pod of the
+/// namespace gets those, as `CELLHOOK_PORT_9464_TCP_ADDR`. No key has a name like these.
+fn is_service_link(name: &str) -> bool {
+    let words: Vec<&str> = name.split('_').collect();
+    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let ends = |end: &[&str]| match end {
+        ["SERVICE", "HOST"] | ["SERVICE", "PORT", ..] | ["PORT"] => true,
+        ["PORT", port, "TCP" | "UDP" | "SCTP"] | ["PORT", port, "TCP" | "UDP" | "SCTP", "PROTO" | "PORT" | "ADDR"] => {
+            number(port)
+        }
+        _ => false,
+    };
+    // An empty word is the double underscore of a key.
+    !words.contains(&"") && (0..words.len()).any(|at| ends(&words[at..]))
 }
 
 /// The key that a variable sets: lower case, but for the names of a handler's own environment.
@@ -225,8 +242,10 @@ fn understand(
             Err(problem) => {
                 if let Place::Override(which) = problem.place {
                     if let Some(first) = first_problems.remove(&which) {
-                        // The first is the telling one, unless it says no more than that text is not wanted there.
-                        let telling = if first.reason.starts_with("invalid type") { problem } else { first };
+                        // The first is the telling one, unless it says no more than that text is not wanted there, or
+                        // the second finds more that is right.
+                        let deeper = problem.path.len() > first.path.len();
+                        let telling = if deeper || first.reason.starts_with("invalid type") { problem } else { first };
                         return Err(telling.told(file, &overrides));
                     }
                     if overrides[which].toml().is_some() {
@@ -260,13 +279,38 @@ fn attempt(file: &Path, text: &str, overrides: &[Override], environment: &Enviro
         return Err(Problem { place: Place::Override(misfit.which), path: vec![misfit.plain], reason });
     }
     place_paths(file, &mut tree, environment)?;
+    check_secrets(&tree)?;
     let parsed = File::deserialize(Deserializer::from(tree.clone().root()));
     let file_shape = parsed.map_err(|error| blame(&tree, overrides, &error))?;
     let resolved = file_shape.resolve(file, environment.under_systemd());
     resolved.map_err(|BadSetting { key, reason }| {
         let path: Vec<&str> = key.split('.').collect();
-        Problem { place: tree.place_of(&path), path: vec![key.clone()], reason }
+        Problem { place: tree.place_of(&path), path: path.into_iter().map(String::from).collect(), reason }
     })
+}
+
+/// Refuses values of handlers' `env` that are no text, before the parser does: it would print them.
+fn check_secrets(tree: &Tree<'_>) -> Result<(), Problem> {
+    for trigger in tree.tables_in("triggers") {
+        let key = ["triggers", trigger.as_str(), "handler", "env"];
+        let wrong = |key: &[&str], reason: &str| {
+            let path = key.iter().copied().map(String::from).collect();
+            Err(Problem { place: tree.place_of(key), path, reason: reason.into() })
+        };
+        match tree.get(&key) {
+            None => {}
+            Some(DeValue::Table(variables)) => {
+                for (name, value) in variables {
+                    if !value.get_ref().is_str() {
+                        let key = [&key[..], &[name.get_ref()]].concat();
+                        return wrong(&key, "a variable is text: write its value in quotes");
+                    }
+                }
+            }
+            Some(_) => return wrong(&key, "it is a table of variables, as in { TOKEN = \"…\" }"),
+        }
+    }
+    Ok(())
 }
 
 /// Makes relative paths absolute: they are relative to the file, but the store of a service lies in its state directory.
@@ -343,10 +387,28 @@ fn blame(tree: &Tree<'_>, overrides: &[Override], error: &toml::de::Error) -> Pr
         Some(unknown) => unknown.told(),
         None => match message.strip_prefix("missing field ") {
             Some(field) => format!("key {field} is missing; it has no default"),
+            None if may_hold_secrets(tree, &path) => without_value(message),
             None => message.replace('\n', "; "),
         },
     };
     Problem { place, path, reason }
+}
+
+/// Whether the value of a key is something else where a table with a handler's `env` in it belongs.
+fn may_hold_secrets(tree: &Tree<'_>, path: &[String]) -> bool {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    matches!(path[..], ["triggers"] | ["triggers", _] | ["triggers", _, "handler"])
+        && tree.get(&path).is_none_or(|value| !value.is_table())
+}
+
+/// "invalid type: string "…", expected a map", as serde says it, without the value.
+fn without_value(message: &str) -> String {
+    match (message.find(['"', '`']), message.rfind(", expected ")) {
+        (Some(value), Some(expected)) if value < expected => {
+            format!("{}(not shown){}", &message[..value], &message[expected..])
+        }
+        _ => "invalid type".into(),
+    }
 }
 
 fn closer(place: Place, closer: Place) -> Place {

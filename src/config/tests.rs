@@ -129,6 +129,14 @@ fn what_is_wrong_is_told_with_line_key_and_suggestion() {
         ("[triggers.t]\nbreaker = { failure = 1 }\n", "c.toml:2: triggers.t.breaker.failure: unknown key `failure`"),
         ("[triggers.t]\nrate = \"5\"\n", "c.toml:2: triggers.t.rate: \"5\" is no rate"),
         ("[triggers.t]\nstart = { x = 1 }\n", "c.toml:2: triggers.t.start: \"x\" is no number of a shard"),
+        (
+            "[datastores.a]\n[triggers.t]\nsource = \"a\"\nhandler = { kind = \"log\" }\nstart = { 0 = 18446744073709551615 }\n",
+            "c.toml:5: triggers.t.start.0: 18446744073709551615 is out of range; it must be 0 to 9223372036854775807",
+        ),
+        (
+            "[datastores.a]\nshards = 8\n[triggers.t]\nsource = \"a\"\nhandler = { kind = \"log\" }\n[triggers.t.start]\n7 = 1\n8 = 1\n",
+            "c.toml:8: triggers.t.start.8: a has no shard 8; its shards are 0 to 7",
+        ),
     ];
     for (text, told) in cases {
         let error = loaded(text).unwrap_err();
@@ -279,6 +287,71 @@ dir = "sub"
         assert_eq!(again, config, "{}", config.effective());
     }
     assert_eq!(loaded(rich).unwrap().triggers[&name("a")].order, Order::Shard);
+}
+
+/// Whatever is wrong with a handler's `env`, its values are not told.
+#[test]
+fn no_error_prints_a_secret() {
+    let exec = |env: &str| format!("{SMALL}command = [\"true\"]\n{env}\n").replace("\"log\"", "\"exec\"");
+    let key = "triggers.bill_rider.handler.env";
+    for (env, told) in [
+        ("env = { PIN = 123456 }", format!("c.toml:10: {key}.PIN: a variable is text")),
+        ("env = { PIN = [123456] }", format!("c.toml:10: {key}.PIN: a variable is text")),
+        ("[triggers.bill_rider.handler.env]\nPIN = 123456", format!("c.toml:11: {key}.PIN: a variable is text")),
+        ("env = \"PIN=123456\"", format!("c.toml:10: {key}: it is a table of variables")),
+        ("env = [\"123456\"]", format!("c.toml:10: {key}: it is a table of variables")),
+    ] {
+        let error = loaded(&exec(env)).unwrap_err();
+        assert!(error.contains(&told) && !error.contains("123456"), "{env}: {error}");
+    }
+    let error = loaded("[triggers.t]\nhandler = \"123456\"\n").unwrap_err();
+    assert!(error.starts_with("c.toml:2: triggers.t") && !error.contains("123456"), "{error}");
+    for (variable, value, told) in [
+        ("__HANDLER__ENV", "{ PIN = 123456 }", format!("{key}.PIN: a variable is text")),
+        ("__HANDLER__ENV", "123456", format!("{key}: it is a table of variables")),
+        ("__HANDLER__ENV", "{ PIN = \"123456\"", format!("{key}: it is a table of variables")),
+        (
+            "__HANDLER",
+            "{ kind = \"exec\", command = [\"a\"], env = { PIN = 123456 } }",
+            format!("{key}.PIN: a variable"),
+        ),
+        (
+            "__HANDLER",
+            "{ kind = \"exec\", env = { PIN = \"123456\"",
+            "triggers.bill_rider.handler: invalid type".into(),
+        ),
+        ("", "{ handler = { env = { PIN = \"123456, expected \"", "triggers.bill_rider: invalid type".into()),
+    ] {
+        let variable = format!("CELLHOOK_TRIGGERS__BILL_RIDER{variable}");
+        let error = overridden(SMALL, &[(&variable, value)]).unwrap_err();
+        let told = format!("environment variable {variable}: {told}");
+        assert!(error.contains(&told) && !error.contains("123456"), "{variable}={value}: {error}");
+    }
+}
+
+/// In a pod, Kubernetes sets variables for each service of the namespace, and one of them is likely called `cellhook`.
+#[test]
+fn service_links_of_kubernetes_are_no_keys() {
+    let links = [
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_METRICS",
+        "PORT",
+        "PORT_9464_TCP",
+        "PORT_9464_TCP_PROTO",
+        "PORT_9464_TCP_PORT",
+        "PORT_53_UDP_ADDR",
+        "METRICS_SERVICE_HOST",
+        "METRICS_PORT_9464_TCP_ADDR",
+    ];
+    let links = links.map(|link| format!("CELLHOOK_{link}"));
+    let variables: Vec<(&str, &str)> = links.iter().map(|link| (link.as_str(), "tcp://10.0.0.1:9464")).collect();
+    assert_eq!(overridden(SMALL, &variables).map(|config| config.group), Ok(name("default")));
+    for other in ["PORT_X_TCP", "PORT_9464", "PORT_9464_TCP_HOST", "SERVICE", "SERVICE_HOSTS", "METRICS__PORT", "PORTS"]
+    {
+        let error = overridden(SMALL, &[(&format!("CELLHOOK_{other}"), "a")]).unwrap_err();
+        assert!(error.contains("unknown key"), "{other}: {error}");
+    }
 }
 
 #[test]

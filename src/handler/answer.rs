@@ -54,7 +54,8 @@ pub(super) fn ready(line: &[u8]) -> Result<usize, String> {
 struct Answer<'a> {
     #[serde(borrow)]
     id: Cow<'a, str>,
-    verdict: Kind,
+    #[serde(borrow)]
+    verdict: Cow<'a, str>,
     #[serde(borrow, default)]
     put: Option<Vec<Put<'a>>>,
     #[serde(default)]
@@ -63,17 +64,6 @@ struct Answer<'a> {
     retry_after_ms: Option<u64>,
     #[serde(default)]
     after_ms: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
-    Done,
-    Failed,
-    Snooze,
-    Drop,
-    DeadLetter,
-    Pause,
 }
 
 #[derive(Deserialize)]
@@ -123,35 +113,31 @@ pub(super) fn answer(line: &[u8]) -> Result<(Cow<'_, str>, Verdict), Misspoken<'
 }
 
 fn verdict(answer: Answer<'_>) -> Result<(Cow<'_, str>, Verdict), String> {
-    let Answer { id, verdict: kind, put, error, retry_after_ms, after_ms } = answer;
-    let allowed = |field, given: bool, allowed: bool| {
-        if given && !allowed {
-            return Err(format!("{field} does not go with the verdict {}", label(kind)));
+    let Answer { id, verdict: name, put, error, retry_after_ms, after_ms } = answer;
+    let given = [
+        ("put", put.is_some(), &["done"][..]),
+        ("error", error.is_some(), &["failed", "dead_letter", "pause"]),
+        ("retry_after_ms", retry_after_ms.is_some(), &["failed"]),
+        ("after_ms", after_ms.is_some(), &["snooze"]),
+    ];
+    let needs = |what: &str| format!("the verdict {name} needs {what}");
+    let error = || error.map(bounded).ok_or_else(|| needs("an error"));
+    let verdict = match &*name {
+        "done" => Verdict::Done { put: cells(put.unwrap_or_default())? },
+        "failed" => Verdict::Failed { error: error()?, retry_after: retry_after_ms.map(duration).transpose()? },
+        "snooze" => Verdict::Snooze { after: duration(after_ms.ok_or_else(|| needs("after_ms"))?)? },
+        "drop" => Verdict::Drop,
+        "dead_letter" => Verdict::DeadLetter { error: error()? },
+        "pause" => Verdict::Pause { error: error()? },
+        _ => {
+            let known = "done, failed, snooze, drop, dead_letter, pause";
+            return Err(format!("unknown verdict {name:?}; it is one of {known}"));
         }
-        Ok(())
     };
-    allowed("put", put.is_some(), kind == Kind::Done)?;
-    allowed("error", error.is_some(), matches!(kind, Kind::Failed | Kind::DeadLetter | Kind::Pause))?;
-    allowed("retry_after_ms", retry_after_ms.is_some(), kind == Kind::Failed)?;
-    allowed("after_ms", after_ms.is_some(), kind == Kind::Snooze)?;
-    let error = || -> Result<String, String> {
-        match error {
-            Some(error) => Ok(bounded(error)),
-            None => Err(format!("the verdict {} needs an error", label(kind))),
-        }
-    };
-    let verdict = match kind {
-        Kind::Done => Verdict::Done { put: cells(put.unwrap_or_default())? },
-        Kind::Failed => Verdict::Failed { error: error()?, retry_after: retry_after_ms.map(duration).transpose()? },
-        Kind::Snooze => match after_ms {
-            Some(after) => Verdict::Snooze { after: duration(after)? },
-            None => return Err("the verdict snooze needs after_ms".to_owned()),
-        },
-        Kind::Drop => Verdict::Drop,
-        Kind::DeadLetter => Verdict::DeadLetter { error: error()? },
-        Kind::Pause => Verdict::Pause { error: error()? },
-    };
-    Ok((id, verdict))
+    match given.iter().find(|(_, given, goes_with)| *given && !goes_with.contains(&&*name)) {
+        Some((field, ..)) => Err(format!("{field} does not go with the verdict {name}")),
+        None => Ok((id, verdict)),
+    }
 }
 
 fn cells(put: Vec<Put<'_>>) -> Result<Vec<PutCell>, String> {
@@ -168,17 +154,6 @@ fn text(text: Cow<'_, str>) -> ByteString {
     match text {
         Cow::Borrowed(text) => text.into(),
         Cow::Owned(text) => text.into(),
-    }
-}
-
-fn label(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Done => "done",
-        Kind::Failed => "failed",
-        Kind::Snooze => "snooze",
-        Kind::Drop => "drop",
-        Kind::DeadLetter => "dead_letter",
-        Kind::Pause => "pause",
     }
 }
 
@@ -254,7 +229,7 @@ mod tests {
             ("17", None, "invalid type"),
             (r#"{"verdict": "done"}"#, None, "missing field `id`"),
             (r#"{"id": "i"}"#, Some("i"), "missing field `verdict`"),
-            (r#"{"id": "i", "verdict": "ok"}"#, Some("i"), "unknown variant `ok`"),
+            (r#"{"id": "i", "verdict": "ok"}"#, Some("i"), "unknown verdict \"ok\""),
             (r#"{"id": "i", "verdict": "done", "puts": []}"#, Some("i"), "unknown field `puts`"),
             (r#"{"id": "i", "verdict": "done", "put": [{"column": "C"}]}"#, Some("i"), "missing field `body`"),
             (r#"{"id": "i", "verdict": "drop", "put": []}"#, Some("i"), "put does not go with the verdict drop"),

@@ -35,7 +35,9 @@ const REST_MAX: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(10);
 /// How long an ended child's pipes are read to their end, and a child that closed its output may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// From closed input to TERM, for a child that has no call to finish.
+/// What a child said on standard error longer ago has nothing to do with its end.
+const RECENT: Duration = Duration::from_secs(5);
+/// From closed input to TERM, for a child that has no call to finish that anybody waits for.
 const STOP: Duration = Duration::from_secs(5);
 /// From TERM to KILL.
 const TERM: Duration = Duration::from_secs(5);
@@ -312,7 +314,8 @@ impl Seat {
             tokio::select! {
                 biased;
                 () = &mut stopped, if stop_at.is_none() => {
-                    stop_at = Some(talk.last_deadline().unwrap_or(now).max(now + STOP));
+                    // The daemon may have given up on some of the calls: they hold up nothing.
+                    stop_at = Some(talk.awaited_until().unwrap_or(now).max(now + STOP));
                     talk.close(Closed::Stopping);
                 }
                 () = &mut alarm => {
@@ -388,7 +391,7 @@ impl Seat {
             status = end => status,
             never = mutter.log() => match never {},
         };
-        let words = mutter.last_words(LAST_WORDS).await;
+        let words = mutter.last_words(LAST_WORDS, RECENT).await;
         match (status, words) {
             (Ok(status), None) => status.to_string(),
             (Ok(status), Some(words)) => format!("{status}, after the words: {words}"),

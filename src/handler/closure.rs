@@ -1,10 +1,10 @@
 //! The carrier for those who link the crate: an async closure from an event to a verdict.
 
-use super::answer::bounded;
+use super::{answer::bounded, turns::one_by_one};
 use crate::cell::{Call, Event, Handler, Verdict};
 use futures_util::{FutureExt, future::BoxFuture};
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout_at};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc};
+use tokio::time::timeout_at;
 
 /// A handler made of a closure; see [`handler_fn`].
 pub struct HandlerFn<F>(F);
@@ -38,26 +38,16 @@ where
 {
     fn call(self: Arc<Self>, call: Call) -> BoxFuture<'static, Vec<Verdict>> {
         Box::pin(async move {
-            let began = Instant::now();
-            let until = began.checked_add(call.timeout).unwrap_or_else(|| began + Duration::from_secs(u32::MAX.into()));
-            let mut verdicts = Vec::with_capacity(call.events.len());
-            let mut late = false;
-            for event in call.events {
-                if late {
-                    verdicts.push(Verdict::Snooze { after: Duration::ZERO });
-                    continue;
-                }
-                let work = AssertUnwindSafe(async { (self.0)(event).await }).catch_unwind();
-                verdicts.push(match timeout_at(until, work).await {
+            let (limit, closure) = (call.timeout, &self.0);
+            let run = |event, until| async move {
+                let work = AssertUnwindSafe(async { closure(event).await }).catch_unwind();
+                match timeout_at(until, work).await {
                     Ok(Ok(verdict)) => verdict,
                     Ok(Err(panic)) => Verdict::failed(format_args!("the handler panicked: {}", words(&*panic))),
-                    Err(_) => {
-                        late = true;
-                        Verdict::failed(format_args!("no answer within {}", humantime::format_duration(call.timeout)))
-                    }
-                });
-            }
-            verdicts
+                    Err(_) => Verdict::failed(format_args!("no answer within {}", humantime::format_duration(limit))),
+                }
+            };
+            one_by_one(call, run).await
         })
     }
 }
@@ -72,6 +62,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 mod tests {
     use super::*;
     use crate::handler::fixture;
+    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn each_event_gets_a_verdict_in_order() {

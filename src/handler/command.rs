@@ -6,6 +6,7 @@ use super::{
     group::Program,
     lines::{Line, Lines, excerpt},
     mutter::Mutter,
+    turns::one_by_one,
 };
 use crate::cell::{Call, Event, Handler, Name, Verdict};
 use futures_util::future::BoxFuture;
@@ -27,9 +28,6 @@ const LINE_MAX: usize = 2048;
 const LINES_MAX: usize = 100;
 
 /// A handler that starts a process for each event.
-///
-/// The events of a call run one after another, so that the order holds in a batch too. They share the call's time;
-/// those that it does not reach come again, and that is not an attempt.
 pub struct Command {
     name: Arc<str>,
     program: Program,
@@ -42,6 +40,13 @@ impl Command {
 
     /// Runs the program for one event.
     async fn run(&self, event: &Event, until: Instant, limit: Duration) -> Verdict {
+        let key = &event.cell.key;
+        for (name, text) in [("row_key", &key.row_key), ("column", &key.column)] {
+            if text.contains('\0') {
+                let error = format!("the {name} contains a zero byte, which no environment variable can hold");
+                return Verdict::DeadLetter { error };
+            }
+        }
         let id = event.id();
         let mut envelope = Vec::new();
         envelope::write(&mut envelope, event, &id);
@@ -72,7 +77,8 @@ impl Command {
             debug!(child = %self.name, ?reaped, "process killed after the call's time");
             return Verdict::failed(format_args!("no end within {}", humantime::format_duration(limit)));
         };
-        let words = mutter.last_words(LAST_WORDS).await;
+        // All that it said was about this event.
+        let words = mutter.last_words(LAST_WORDS, Duration::MAX).await;
         match status {
             Ok(status) => verdict(status, words),
             Err(error) => Verdict::failed(format_args!("the process cannot be waited for: {error}")),
@@ -83,17 +89,8 @@ impl Command {
 impl Handler for Command {
     fn call(self: Arc<Self>, call: Call) -> BoxFuture<'static, Vec<Verdict>> {
         Box::pin(async move {
-            let began = Instant::now();
-            let until = began.checked_add(call.timeout).unwrap_or_else(|| began + Duration::from_secs(u32::MAX.into()));
-            let mut verdicts = Vec::with_capacity(call.events.len());
-            for event in &call.events {
-                let late = !verdicts.is_empty() && Instant::now() >= until;
-                verdicts.push(match late {
-                    true => Verdict::Snooze { after: Duration::ZERO },
-                    false => self.run(event, until, call.timeout).await,
-                });
-            }
-            verdicts
+            let (limit, this) = (call.timeout, &self);
+            one_by_one(call, |event, until| async move { this.run(&event, until, limit).await }).await
         })
     }
 }

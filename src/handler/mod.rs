@@ -27,6 +27,7 @@ mod log;
 mod mutter;
 mod pool;
 mod talk;
+mod turns;
 
 pub use cells::Copy;
 pub use closure::{HandlerFn, handler_fn};

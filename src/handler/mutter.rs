@@ -22,7 +22,8 @@ pub(super) struct Mutter {
     /// `None` after its end.
     pipe: Option<ChildStderr>,
     lines: Lines,
-    last: Option<String>,
+    /// The last line that had anything in it, and when it came.
+    last: Option<(Instant, String)>,
     /// When the window began, and the lines in it.
     window: (Instant, u32),
     left_out: u64,
@@ -59,10 +60,13 @@ impl Mutter {
         }
     }
 
-    /// Reads to the end, for at most `limit`, and gives the last line that had anything in it.
-    pub(super) async fn last_words(&mut self, limit: Duration) -> Option<String> {
+    /// Reads to the end, for at most `limit`, and gives the last line that had anything in it, unless it is older than
+    /// `recent`.
+    pub(super) async fn last_words(&mut self, limit: Duration, recent: Duration) -> Option<String> {
+        let now = Instant::now();
         let _ = timeout(limit, self.log_to_end()).await;
-        self.last.take()
+        let (when, words) = self.last.take()?;
+        (now.saturating_duration_since(when) <= recent).then_some(words)
     }
 
     fn say(&mut self, line: String) {
@@ -79,13 +83,31 @@ impl Mutter {
         } else {
             self.left_out += 1;
         }
-        self.last = Some(line);
+        self.last = Some((Instant::now(), line));
     }
 
     fn own_up(&mut self) {
         let left_out = std::mem::take(&mut self.left_out);
         if left_out > 0 {
             warn!(target: "cellhook::handler::stderr", child = %self.name, left_out, "lines came too fast for the log");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn old_words_are_not_the_last_ones() {
+        for (age, told) in [(0, Some("no such table")), (5, Some("no such table")), (6, None)] {
+            let window = (Instant::now(), 0);
+            let (name, lines) = ("t/0".into(), Lines::new(LINE_MAX));
+            let mut mutter = Mutter { name, pipe: None, lines, last: None, window, left_out: 0 };
+            mutter.say("no such table".to_owned());
+            tokio::time::advance(Duration::from_secs(age)).await;
+            let words = mutter.last_words(Duration::from_secs(1), Duration::from_secs(5)).await;
+            assert_eq!(words.as_deref(), told, "after {age} s");
         }
     }
 }

@@ -5,12 +5,10 @@ use super::{
     answer::{self, Misspoken},
     envelope,
     lines::{Line, excerpt},
+    turns,
 };
 use crate::cell::{AddedId, Call, Event, ShardId, Verdict};
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use tokio::{sync::oneshot, time::Instant};
 
 /// Longest line in both directions, in bytes. A line to the child is longer only when a single event is.
@@ -162,9 +160,7 @@ impl Talk {
         }
         let number = self.next_call;
         self.next_call += 1;
-        // A timeout beyond what the clock can hold is none that would ever be reached.
-        let far = || now + Duration::from_secs(u32::MAX.into());
-        let deadline = now.checked_add(job.call.timeout).unwrap_or_else(far);
+        let deadline = turns::deadline(now, job.call.timeout);
         self.deadlines.insert((deadline, number));
         let begins = self.before + self.out.len() as u64;
         self.write(number, &job.call.events);
@@ -266,9 +262,10 @@ impl Talk {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
-    /// When the last call is.
-    pub(super) fn last_deadline(&self) -> Option<Instant> {
-        self.deadlines.last().map(|(deadline, _)| *deadline)
+    /// When the last call is late that somebody still waits for.
+    pub(super) fn awaited_until(&self) -> Option<Instant> {
+        let awaited = self.deadlines.iter().rev().find(|(_, number)| !self.running[number].job.reply.is_closed());
+        awaited.map(|(deadline, _)| *deadline)
     }
 
     /// Marks the calls whose time is over, and gives their number. The child gets nothing new after the first.

@@ -209,6 +209,19 @@ async fn a_command_has_its_event_in_two_ways() {
     assert_eq!(run(command(script), event(7, &json!({"fare": 12})), PATIENCE).await, Verdict::done());
 }
 
+/// What no environment can hold is told at once, and is not tried for a day.
+#[tokio::test]
+async fn a_command_is_not_started_with_a_zero_byte() {
+    let mut row = event(1, &json!({}));
+    row.cell.key.row_key = "a\0b".into();
+    let mut column = event(2, &json!({}));
+    column.cell.key.column = "a\0b".into();
+    for (event, told) in [(row, "the row_key contains a zero byte"), (column, "the column contains a zero byte")] {
+        let verdict = run(command("exit 0"), event, PATIENCE).await;
+        assert!(matches!(&verdict, Verdict::DeadLetter { error } if error.starts_with(told)), "{verdict:?}");
+    }
+}
+
 /// Exit codes, signals, and the last line of standard error.
 #[tokio::test]
 async fn an_exit_code_is_a_verdict() {

@@ -71,10 +71,13 @@ async fn bill_rider_bills_a_trip_once() {
     assert_eq!(call_event(&handler, billed, PATIENCE).await, Verdict::done());
     let open = trip(2, &fare, Some(r#"{"is_completed": false}"#));
     assert!(matches!(call_event(&handler, open, PATIENCE).await, Verdict::Done { put } if put.len() == 1));
-    let wrong = call_event(&handler, trip(3, &json!({"fare": "a lot"}), None), PATIENCE).await;
-    assert!(matches!(&wrong, Verdict::DeadLetter { error } if error.contains("a lot")), "{wrong:?}");
-    let wrong = call_event(&handler, trip(4, &json!([]), None), PATIENCE).await;
-    assert!(matches!(wrong, Verdict::Failed { .. }), "{wrong:?}");
+    let status_of_another = trip(3, &fare, Some("17"));
+    assert!(matches!(call_event(&handler, status_of_another, PATIENCE).await, Verdict::Done { put } if put.len() == 1));
+    for (added_id, body) in (4..).zip([json!({"fare": "a lot"}), json!({"fare": true}), json!({}), json!([]), json!(7)])
+    {
+        let wrong = call_event(&handler, trip(added_id, &body, None), PATIENCE).await;
+        assert!(matches!(&wrong, Verdict::DeadLetter { error } if error.contains("a number as its fare")), "{wrong:?}");
+    }
     assert_eq!(handler.counts().faults, 0);
     handler.stop().await;
 }

@@ -1,0 +1,52 @@
+//! What `--help` of each verb ends with.
+
+pub(super) const RUN: &str = "\
+Examples:
+  cellhook run
+  cellhook run --config /etc/cellhook/cellhook.toml";
+
+pub(super) const INIT: &str = "\
+Example:
+  cellhook init";
+
+pub(super) const CHECK: &str = "\
+Examples:
+  cellhook check
+  CELLHOOK_GROUP=night cellhook check --json | jq .group";
+
+pub(super) const PUT: &str = "\
+Examples:
+  cellhook put trips trip-1 BASE '{\"fare\": 12}'
+  cellhook put trips --file cells.ndjson --json | jq 'select(.error)'";
+
+pub(super) const GET: &str = "\
+Examples:
+  cellhook get trips trip-1 STATUS
+  cellhook get trips trip-1
+  cellhook get trips --file addresses.ndjson --json";
+
+pub(super) const TAIL: &str = "\
+Examples:
+  cellhook tail trips --from 1h --follow
+  cellhook tail trips --shard 5 --from 123 --json";
+
+pub(super) const TRIM: &str = "\
+Example:
+  cellhook trim trips --before 30d --dry-run";
+
+pub(super) const SHARDS: &str = "\
+Examples:
+  cellhook shards
+  cellhook shards trips --json | jq 'select(.owner == null)'";
+
+pub(super) const PARKED: &str = "\
+Examples:
+  cellhook parked --state dead
+  cellhook parked retry --trigger bill_rider --row trip-1
+  cellhook parked drop --trigger bill_rider --shard 5 --added-id 123";
+
+pub(super) const TRIGGERS: &str = "\
+Examples:
+  cellhook triggers
+  cellhook triggers pause bill_rider --reason 'the bank is closed'
+  cellhook triggers resume bill_rider";
