@@ -25,7 +25,7 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
+    task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ struct Running {
     reloads: mpsc::Sender<Reload>,
     watch: Watch,
     cells: BTreeMap<Name, Cells>,
-    task: JoinHandle<()>,
+    task: JoinSet<()>,
 }
 
 /// Row keys with the moment at which they were handled.
@@ -84,7 +84,8 @@ impl Group {
         let worker = Worker::new(setup).await.unwrap();
         let (watch, stop) = (worker.watch(), CancellationToken::new());
         let (reloads, reload) = mpsc::channel(1);
-        let task = tokio::spawn(worker.run(stop.clone(), reload));
+        let mut task = JoinSet::new();
+        task.spawn(worker.run(stop.clone(), reload));
         Running { stop, reloads, watch, cells, task }
     }
 }
@@ -106,9 +107,9 @@ impl Running {
         answer.await.unwrap()
     }
 
-    async fn leave(self) {
+    async fn leave(mut self) {
         self.stop.cancel();
-        self.task.await.unwrap();
+        self.task.join_next().await.unwrap().unwrap();
     }
 }
 
@@ -182,7 +183,6 @@ async fn a_hanging_handler_holds_nobody_up_when_memory_is_scarce() {
     let worker = group.worker(&["trips"], 1 << 20, vec![stuck, spec("live", "trips", handler)]).await;
     worker.put("trips", rows(20_000), 1000).await;
     until(&handled, 20_000, 600 * SECOND).await;
-    worker.task.abort();
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,7 +206,6 @@ async fn a_reload_stops_none_of_the_triggers_that_stay() {
     until(&handled_a, 10, 10 * SECOND).await;
     until(&handled_b, 10, 10 * SECOND).await;
     assert_eq!(handled_c.lock().unwrap().len(), 0, "its older form has the cells still in flight");
-    worker.task.abort();
 }
 
 #[tokio::test(start_paused = true)]
