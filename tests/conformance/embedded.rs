@@ -4,8 +4,8 @@ use super::in_dir;
 use super::ledger_sessions::accepted;
 use super::log_append::{append, cell, commit, key};
 use cellhook::cell::{
-    AddedId, Committed, ErrorKind, Ledger, Log, Millis, Name, NewDatastore, Role, Session, SessionId, SessionState,
-    ShardId,
+    AddedId, Committed, ErrorKind, Ledger, Log, Millis, Name, NewDatastore, Refused, Role, Session, SessionId,
+    SessionState, ShardId,
 };
 use cellhook::store::{Config, FileError, OpenError, Store};
 use std::error::Error;
@@ -109,8 +109,8 @@ async fn of_handles_on_one_file_one_wins_each_place() {
                 let after = commit.tip_after();
                 match log.commit(commit).await.unwrap() {
                     Committed::Accepted => (tip, won) = (Some(after), won + 1),
-                    Committed::Refused { tip: Some(real), .. } => tip = real,
-                    refused @ Committed::Refused { .. } => panic!("{refused:?}"),
+                    Committed::Refused(Refused { tip: Some(real), .. }) => tip = real,
+                    refused @ Committed::Refused(_) => panic!("{refused:?}"),
                 }
             }
         });

@@ -18,6 +18,7 @@ use aws_sdk_dynamodb::{
     operation::put_item::PutItemError,
     types::ReturnValuesOnConditionCheckFailure,
 };
+use aws_smithy_runtime_api::client::http::HttpClient;
 use std::{sync::Arc, time::Duration};
 
 /// What a request of the control plane may take; a heartbeat must be told apart from a hanging one in time.
@@ -169,22 +170,26 @@ impl Store {
 
     fn embedded(engine: Engine, prefix: &str, described: String) -> Self {
         let engine = Arc::new(engine);
-        let client = |connector: Connector, timeout| {
-            let config = Builder::default()
-                .behavior_version(BehaviorVersion::latest())
-                .region(Region::from_static("local"))
-                .allow_no_auth()
-                .http_client(connector)
-                .endpoint_url("http://embedded.invalid");
-            Client::from_conf(ours(config, timeout).build())
-        };
         // The engine gives up before the SDK does: then it can say why, and that nothing was done.
         let deadline = |timeout: Duration| timeout * 3 / 4;
         Self {
-            control: client(Connector::control(engine.clone(), deadline(CONTROL_TIMEOUT)), CONTROL_TIMEOUT),
-            data: client(Connector::data(engine, deadline(DATA_TIMEOUT)), DATA_TIMEOUT),
+            control: inside(Connector::control(engine.clone(), deadline(CONTROL_TIMEOUT)), CONTROL_TIMEOUT),
+            data: inside(Connector::data(engine, deadline(DATA_TIMEOUT)), DATA_TIMEOUT),
             prefix: prefix.to_owned(),
             described,
+            kind: Kind::Embedded,
+            presence: None,
+        }
+    }
+
+    /// Over a way to the engine with faults in it.
+    #[cfg(test)]
+    pub(super) fn over(faults: super::faulty::Faults) -> Self {
+        Self {
+            control: inside(faults.clone(), CONTROL_TIMEOUT),
+            data: inside(faults, DATA_TIMEOUT),
+            prefix: String::new(),
+            described: "memory, with faults".into(),
             kind: Kind::Embedded,
             presence: None,
         }
@@ -371,6 +376,17 @@ impl Store {
             _ => Ok(datastore),
         }
     }
+}
+
+/// A client whose requests do not leave this process.
+fn inside(connector: impl HttpClient + 'static, timeout: Duration) -> Client {
+    let config = Builder::default()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::from_static("local"))
+        .allow_no_auth()
+        .http_client(connector)
+        .endpoint_url("http://embedded.invalid");
+    Client::from_conf(ours(config, timeout).build())
 }
 
 /// What holds for every client: no retries (ours know three outcomes), and an end to every attempt.
