@@ -35,7 +35,8 @@ const SHARDS_MAX: u32 = 65_536;
 /// The durable store, by its two clients: one for the control plane and one for the data plane, each with its own
 /// connections, so that a busy data plane cannot starve a heartbeat.
 ///
-/// Cheap to clone. An embedded store is closed when the last clone, and all that was made of it, are gone.
+/// Cheap to clone. An embedded store is closed when the last clone, and all that was made of it, are gone. Opened twice in
+/// one process, the second shares the first's file.
 #[derive(Clone, Debug)]
 pub struct Store {
     control: Client,
@@ -157,7 +158,7 @@ impl Store {
     /// # Errors
     /// When no thread can be started.
     pub fn in_memory() -> Result<Self, OpenError> {
-        Ok(Self::embedded(Engine::in_memory()?, "", "memory".into()))
+        Ok(Self::embedded(Arc::new(Engine::in_memory()?), "", "memory".into()))
     }
 
     /// As [`Store::in_memory`], executed on the caller's task: for simulation under a stopped clock.
@@ -165,11 +166,10 @@ impl Store {
     /// # Errors
     /// When the engine refuses.
     pub fn inline() -> Result<Self, OpenError> {
-        Ok(Self::embedded(Engine::inline()?, "", "memory, inline".into()))
+        Ok(Self::embedded(Arc::new(Engine::inline()?), "", "memory, inline".into()))
     }
 
-    fn embedded(engine: Engine, prefix: &str, described: String) -> Self {
-        let engine = Arc::new(engine);
+    fn embedded(engine: Arc<Engine>, prefix: &str, described: String) -> Self {
         // The engine gives up before the SDK does: then it can say why, and that nothing was done.
         let deadline = |timeout: Duration| timeout * 3 / 4;
         Self {
