@@ -13,12 +13,14 @@
 //!
 //! Ranges that did not fit are called again after a crash, never skipped.
 
-use crate::cell::AddedId;
+use crate::cell::{AddedId, leb128};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// Longest encoding of the finished ranges, in bytes, so that a lease with 32 triggers stays a small item.
 pub const DONE_MAX: usize = 512;
+/// From so many bytes on a window is ragged.
+const RAGGED: usize = DONE_MAX * 3 / 4;
 /// Longest encoding of attempt counts, in bytes.
 const ATTEMPTS_MAX: usize = 256;
 
@@ -122,8 +124,8 @@ impl Window {
         let mut end = self.low;
         for (first, last) in &self.done {
             let before = bytes.len();
-            put_number(&mut bytes, first - end - 1);
-            put_number(&mut bytes, last - first + 1);
+            leb128::put(&mut bytes, first - end - 1);
+            leb128::put(&mut bytes, last - first + 1);
             if bytes.len() > DONE_MAX {
                 bytes.truncate(before);
                 return (bytes.into(), false);
@@ -136,21 +138,22 @@ impl Window {
     /// Whether the finished ranges are about to outgrow their encoding: reading stops until low-water moves.
     #[must_use]
     pub fn is_ragged(&self) -> bool {
-        // A range takes at least two bytes and mostly two or three.
-        self.done.len() >= DONE_MAX / 4 && self.encode().0.len() >= DONE_MAX * 3 / 4
+        // A range takes two numbers of at most ten bytes each: fewer than so many need not be encoded to know.
+        self.done.len() >= RAGGED / 20 && self.encode().0.len() >= RAGGED
     }
 }
 
-/// Attempt counts of unfinished cells for the store: at most 256 bytes, from the lowest. A count that does not fit starts
-/// anew after a crash.
+/// Attempt counts of unfinished cells for the store, ascending: at most 256 bytes, from the lowest. A count that does not
+/// fit starts anew after a crash. One of a cell at or below `low`, which is finished, is left out.
 #[must_use]
 pub fn encode_attempts(low: AddedId, attempts: impl IntoIterator<Item = (AddedId, u32)>) -> Bytes {
     let mut bytes = Vec::new();
     let mut before = low.0;
     for (id, attempts) in attempts {
+        let Some(gap) = id.0.checked_sub(before).filter(|gap| *gap > 0) else { continue };
         let length = bytes.len();
-        put_number(&mut bytes, id.0.saturating_sub(before));
-        put_number(&mut bytes, attempts.into());
+        leb128::put(&mut bytes, gap);
+        leb128::put(&mut bytes, attempts.into());
         if bytes.len() > ATTEMPTS_MAX {
             bytes.truncate(length);
             break;
@@ -175,25 +178,8 @@ pub fn decode_attempts(low: AddedId, mut bytes: &[u8]) -> Result<BTreeMap<AddedI
     Ok(attempts)
 }
 
-fn put_number(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number.to_le_bytes()[0] | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number.to_le_bytes()[0]);
-}
-
 fn number(bytes: &mut &[u8]) -> Result<u64, Damaged> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first().ok_or(Damaged("cut short"))?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Ok(number);
-        }
-    }
-    Err(Damaged("a number of more than 64 bits"))
+    leb128::take(bytes).ok_or(Damaged("a number is cut short or too long"))
 }
 
 #[cfg(test)]
@@ -255,6 +241,28 @@ mod tests {
             let _ = Window::resume(AddedId(low), &bytes);
             let _ = decode_attempts(AddedId(low), &bytes);
         }
+    }
+
+    #[test]
+    fn counts_at_or_below_low_water_shift_no_others() {
+        let attempts = [(3, 1), (10, 2), (12, 3), (15, 4)].map(|(id, n)| (AddedId(id), n));
+        let bytes = encode_attempts(AddedId(10), attempts);
+        let wanted = [(12, 3), (15, 4)].map(|(id, n)| (AddedId(id), n));
+        assert_eq!(decode_attempts(AddedId(10), &bytes).unwrap(), wanted.into());
+    }
+
+    #[test]
+    fn few_long_ranges_are_ragged_too() {
+        let mut window = Window::new(AddedId(0));
+        let mut id = 0;
+        while !window.is_ragged() {
+            // Five bytes a range: three for the gap, two for the length.
+            window.finish_range(AddedId(id + 20_000), AddedId(id + 20_199));
+            id += 20_200;
+        }
+        let (bytes, whole) = window.encode();
+        assert!(whole, "everything still fits");
+        assert_eq!(bytes.len(), 385, "at three quarters of what fits");
     }
 
     #[test]

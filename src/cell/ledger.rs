@@ -68,6 +68,26 @@ pub struct Session {
     pub started_at: Millis,
 }
 
+impl Session {
+    /// One that is known by its id alone, and dead: for an owner that has no session.
+    #[must_use]
+    pub fn dead(id: &SessionId) -> Self {
+        Self {
+            id: id.clone(),
+            state: SessionState::Dead,
+            beat: 0,
+            inbox: 0,
+            role: Role::Worker,
+            host: String::new(),
+            pid: 0,
+            version: String::new(),
+            length: Duration::ZERO,
+            sources: BTreeSet::new(),
+            started_at: Millis(0),
+        }
+    }
+}
+
 /// Where a trigger stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TriggerState {

@@ -212,15 +212,24 @@ pub enum Committed {
     /// All of it is stored.
     Accepted,
     /// None of it is.
-    Refused {
-        /// The tip was not the expected one: the real one, if the refusal brought it.
-        tip: Option<Option<Tip>>,
-        /// Cells that exist, by their index in the batch, as they are stored.
-        cells: Vec<(usize, StoredCell)>,
-        /// A segment lies where the new one would go, although the tip is the expected one: tables restored
-        /// to different moments.
-        segment: bool,
-    },
+    Refused(Refused),
+}
+
+/// Why an append was refused: all that its answer tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// The tip was not the expected one: the real one, if the refusal brought it.
+    pub tip: Option<Option<Tip>>,
+    /// Cells that exist, by their index in the batch, as they are stored.
+    pub cells: Vec<(usize, StoredCell)>,
+    /// Cells that exist, by their index in the batch, but cannot be decoded: what is wrong with each.
+    pub damaged: Vec<(usize, String)>,
+    /// A segment lies where the new one would go, although the tip is the expected one: tables restored
+    /// to different moments.
+    pub segment: bool,
+    /// Not all conditions were looked at, since another transaction held an item or it was throttled. What is told
+    /// is true, but there may be more; again after a back-off.
+    pub contended: bool,
 }
 
 /// Strong reads cost twice as much.

@@ -9,6 +9,7 @@ pub mod clock;
 mod door;
 mod event;
 mod id;
+pub mod leb128;
 mod ledger;
 mod log;
 #[cfg(feature = "planted")]
@@ -26,7 +27,7 @@ pub use ledger::{
     SessionState, ShardPause, TriggerRecord, TriggerState,
 };
 pub use log::{
-    Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, SCHEMA, Segment, SegmentKey, Settled,
-    StoreError, Tip, chain,
+    Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, Refused, SCHEMA, Segment, SegmentKey,
+    Settled, StoreError, Tip, chain,
 };
 pub use value::{Cell, CellKey, NewCell, Origin, StoredCell};

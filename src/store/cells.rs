@@ -11,8 +11,8 @@
 
 use super::segment;
 use crate::cell::{
-    AddedId, Cell, Commit, Committed, Datastore, ErrorKind, Log, Millis, NewCell, Refusal, ShardId, StoreError,
-    StoredCell, Tip, clock, same_json,
+    AddedId, Cell, Commit, Committed, Datastore, ErrorKind, Log, Millis, NewCell, Refusal, Refused, ShardId,
+    StoreError, StoredCell, Tip, chain, clock, same_json,
 };
 use futures_util::future::join_all;
 use std::{
@@ -80,6 +80,9 @@ struct Shard {
 struct Waiting {
     cell: NewCell,
     answer: oneshot::Sender<Put>,
+    /// Places that requests asked for whose outcome was not told. Kept wherever the cell goes: should it turn out to lie
+    /// at one of them, this put stored it; should it fail, it may be stored yet.
+    asked: Vec<AddedId>,
 }
 
 /// What the drivers of a shard hand on to each other.
@@ -87,7 +90,7 @@ struct Waiting {
 struct Writer {
     /// The tip as last seen; `None`: not read yet.
     tip: Option<Option<Tip>>,
-    /// Races lost in a row.
+    /// Races lost in a row: to another tip, or to a rival's transaction under way.
     losses: u32,
     /// How long the last transaction took.
     took: Duration,
@@ -167,7 +170,7 @@ impl Cells {
             let mut queue = shard.queue();
             for cell in cells {
                 let (answer, receiver) = oneshot::channel();
-                queue.push_back(Waiting { cell, answer });
+                queue.push_back(Waiting { cell, answer, asked: Vec::new() });
                 answers.push(receiver);
             }
         }
@@ -190,8 +193,7 @@ impl Cells {
         if std::mem::take(&mut writer.yields) {
             tokio::time::sleep(writer.took).await;
         }
-        let batch_max = (BATCH_MAX >> (writer.losses / 3)).max(1);
-        let Some(mut batch) = Batch::take(shard, batch_max) else { return };
+        let Some(mut batch) = Batch::take(shard, batch_max(writer.losses)) else { return };
         let give_up = Instant::now() + GIVE_UP;
         let mut failures = 0;
         while !batch.cells.is_empty() {
@@ -207,21 +209,15 @@ impl Cells {
                 }
                 Err(error) => {
                     failures += 1;
-                    let passing =
-                        matches!(error.kind, ErrorKind::Unanswered | ErrorKind::Throttled | ErrorKind::Conflict);
-                    if !passing || Instant::now() >= give_up {
+                    if !is_passing(error.kind) || Instant::now() >= give_up {
                         writer.tip = None;
                         batch.fail_all(error);
-                    } else {
-                        tokio::time::sleep(self.back_off(writer, failures)).await;
                     }
                 }
             }
-            if writer.losses > 0 && !batch.cells.is_empty() {
-                if writer.losses.is_multiple_of(3) {
-                    batch.truncate((BATCH_MAX >> (writer.losses / 3)).max(1));
-                }
-                tokio::time::sleep(self.back_off(writer, writer.losses)).await;
+            if !batch.cells.is_empty() && (failures > 0 || writer.losses > 0) {
+                batch.truncate(batch_max(writer.losses));
+                tokio::time::sleep(self.back_off(writer, writer.losses.max(failures))).await;
             }
         }
     }
@@ -245,8 +241,14 @@ impl Cells {
         let after = commit.tip_after();
         let first = AddedId(after.tip.0 + 1 - batch.cells.len() as u64);
         let start = Instant::now();
+        batch.sent = Some(first);
         let committed = self.log.commit(commit).await;
         writer.took = start.elapsed();
+        if committed.as_ref().is_err_and(|error| !error.kind.not_applied()) {
+            batch.note_asked();
+            batch.unsettled = true;
+        }
+        batch.sent = None;
         match committed {
             Ok(Committed::Accepted) => {
                 writer.tip = Some(Some(after));
@@ -255,31 +257,43 @@ impl Cells {
                 for (added_id, waiting) in (first.0..).map(AddedId).zip(batch.cells.drain(..)) {
                     waiting.tell(Ok(Placed { shard: id, added_id, new: true }));
                 }
-                batch.resent = false;
                 Ok(())
             }
-            Ok(Committed::Refused { tip, cells, segment }) => {
-                if segment && tip.is_none() {
-                    return Err(StoreError {
-                        kind: ErrorKind::Broken,
-                        table: format!("{}.log", self.log.datastore().name),
-                        operation: "TransactWriteItems",
-                        source: Some(
-                            "the log has a segment above the tip: were the tables restored to different moments?"
-                                .into(),
-                        ),
-                    });
-                }
-                if let Some(real) = tip {
-                    writer.losses += u32::from(!batch.resent);
+            Ok(Committed::Refused(refused)) => {
+                let failed = |kind, why: &str| StoreError {
+                    kind,
+                    table: format!("{}.log", self.log.datastore().name),
+                    operation: "TransactWriteItems",
+                    source: Some(why.into()),
+                };
+                if let Some(real) = refused.tip {
                     writer.tip = Some(real);
                     self.heard(id, real.map_or(AddedId(0), |tip| tip.tip));
                 }
-                batch.settle(&cells, first);
+                // Our own unsettled request may be what moved the tip or held an item: no race was lost then.
+                let rival = refused.contended || refused.tip.is_some();
+                writer.losses = writer.losses.saturating_add(u32::from(rival && !batch.unsettled));
+                let moved = refused.tip.is_some_and(|real| real.map(|tip| tip.tip) != tip.map(|tip| tip.tip));
+                let settled = batch.settle(&refused, |why| failed(ErrorKind::Undecodable, why));
+                if refused.segment && refused.tip.is_none() {
+                    let why = "the log has a segment above the tip: were the tables restored to different moments?";
+                    writer.tip = None;
+                    batch.fail_all(failed(ErrorKind::Broken, why));
+                    return Ok(());
+                }
+                if refused.contended {
+                    return Err(failed(ErrorKind::Conflict, "another transaction holds the tip or a cell"));
+                }
+                // Every copy that is still on its way will be refused as this one was.
+                batch.unsettled = false;
+                if !moved && settled == 0 {
+                    return Err(failed(ErrorKind::Conflict, "refused, and the answer does not tell why"));
+                }
                 Ok(())
             }
             Err(error) => {
-                batch.resent |= !error.kind.not_applied();
+                let rival = error.kind == ErrorKind::Conflict && !batch.unsettled;
+                writer.losses = writer.losses.saturating_add(u32::from(rival));
                 Err(error)
             }
         }
@@ -293,6 +307,16 @@ impl Cells {
     }
 }
 
+/// Most cells of a transaction after so many lost races: halved after every third.
+fn batch_max(losses: u32) -> usize {
+    (BATCH_MAX >> (losses / 3).min(usize::BITS - 1)).max(1)
+}
+
+/// Whether a batch waits for such a failure to pass, as long as it does not take too long.
+fn is_passing(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unanswered | ErrorKind::Throttled | ErrorKind::Conflict | ErrorKind::Broken)
+}
+
 impl Shard {
     fn queue(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -304,14 +328,23 @@ impl Waiting {
         // A caller that is gone needs no answer.
         let _ = self.answer.send(put);
     }
+
+    /// Tells of a failure; that it may be stored nevertheless, if an earlier request was not answered.
+    fn fail(self, error: &Arc<StoreError>, open: &Arc<StoreError>) {
+        let error = if self.asked.is_empty() { error } else { open };
+        let error = error.clone();
+        self.tell(Err(PutError::Store(error)));
+    }
 }
 
 /// Cells in hand. What is not answered when it is dropped goes back to the head of the queue.
 struct Batch<'a> {
     shard: &'a Shard,
     cells: VecDeque<Waiting>,
-    /// A request with these cells is out whose outcome is not known.
-    resent: bool,
+    /// A request is under way that asks for places from here on.
+    sent: Option<AddedId>,
+    /// A request with these cells was not answered, and no refusal has settled it yet.
+    unsettled: bool,
 }
 
 impl<'a> Batch<'a> {
@@ -331,7 +364,7 @@ impl<'a> Batch<'a> {
             size += raw;
             cells.extend(queue.pop_front());
         }
-        (!cells.is_empty()).then_some(Self { shard, cells, resent: false })
+        (!cells.is_empty()).then_some(Self { shard, cells, sent: None, unsettled: false })
     }
 
     /// Keeps the first `len` cells and puts the others back to the head of the queue.
@@ -342,33 +375,56 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Answers the cells that exist, by their index.
-    fn settle(&mut self, existing: &[(usize, StoredCell)], first: AddedId) {
-        for (i, stored) in existing.iter().rev() {
-            let Some(waiting) = self.cells.remove(*i) else { continue };
-            let Cell { shard, added_id, .. } = stored.cell;
-            let put = if same_json(&stored.cell.body, &waiting.cell.body) {
-                // At the very place that an unanswered request of ours asked for: that request was applied.
-                let new = self.resent && added_id.0 == first.0 + *i as u64;
-                Ok(Placed { shard, added_id, new })
-            } else {
-                Err(PutError::Conflict { existing: Box::new(stored.clone()) })
+    /// Notes with each cell the place that the request under way asks for, as its outcome is not known.
+    fn note_asked(&mut self) {
+        let Some(first) = self.sent else { return };
+        for (place, waiting) in (first.0..).map(AddedId).zip(&mut self.cells) {
+            if !waiting.asked.contains(&place) {
+                waiting.asked.push(place);
+            }
+        }
+    }
+
+    /// Answers the cells that exist, and gives their number. `damaged` makes the error of one that cannot be decoded.
+    fn settle(&mut self, refused: &Refused, damaged: impl Fn(&str) -> StoreError) -> usize {
+        let stored = refused.cells.iter().map(|(i, stored)| (*i, Ok(stored)));
+        let existing = stored.chain(refused.damaged.iter().map(|(i, why)| (*i, Err(why))));
+        let existing: BTreeMap<usize, Result<&StoredCell, &String>> = existing.collect();
+        let before = self.cells.len();
+        for (i, stored) in existing.into_iter().rev() {
+            let Some(waiting) = self.cells.remove(i) else { continue };
+            let put = match stored {
+                Err(why) => Err(PutError::Store(Arc::new(damaged(why)))),
+                Ok(stored) if same_json(&stored.cell.body, &waiting.cell.body) => {
+                    let Cell { shard, added_id, .. } = stored.cell;
+                    // At a place that an unanswered request of ours asked for: that request was applied.
+                    Ok(Placed { shard, added_id, new: waiting.asked.contains(&added_id) })
+                }
+                Ok(stored) => Err(PutError::Conflict { existing: Box::new(stored.clone()) }),
             };
             waiting.tell(put);
         }
-        self.resent = false;
+        before - self.cells.len()
     }
 
     fn fail_all(&mut self, error: StoreError) {
+        let open = Arc::new(StoreError {
+            kind: ErrorKind::Unanswered,
+            table: error.table.clone(),
+            operation: error.operation,
+            source: Some(format!("an earlier request was not answered; then: {}", chain(&error)).into()),
+        });
         let error = Arc::new(error);
         for waiting in self.cells.drain(..) {
-            waiting.tell(Err(PutError::Store(error.clone())));
+            waiting.fail(&error, &open);
         }
     }
 }
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
+        // Whoever drove it is gone in mid-request.
+        self.note_asked();
         self.truncate(0);
     }
 }
@@ -378,7 +434,7 @@ mod tests {
     use super::*;
     use crate::{
         cell::{CellKey, Consistency, Name, NewDatastore},
-        store::memory::MemoryLog,
+        store::{Fault, Faults, memory::MemoryLog},
     };
 
     fn datastore(shards: u32) -> (Arc<MemoryLog>, Cells) {
@@ -456,6 +512,134 @@ mod tests {
         let segments = log.page(ShardId(0), AddedId(0), u32::MAX, Consistency::Strong).await.unwrap();
         assert!(segments.iter().all(|segment| segment.packed.len() <= segment::PACKED_MAX));
         assert_eq!(segments.last().unwrap().last, AddedId(8));
+    }
+
+    /// A datastore of one shard behind faults, with one cell in it.
+    async fn behind_faults() -> (Faults, Cells) {
+        let (store, faults) = Faults::store();
+        let name = Name::new("trips").unwrap();
+        store.init_datastore(&NewDatastore { name: name.clone(), shards: 1 }).await.unwrap();
+        let cells = Cells::new(store.datastore(&name, None).await.unwrap());
+        assert_eq!(placed(&cells.put(vec![cell("first", 1, "1")]).await[0]), (1, true));
+        faults.asked();
+        (faults, cells)
+    }
+
+    const APPEND: &str = "TransactWriteItems";
+
+    fn batch(n: u64) -> Vec<NewCell> {
+        (0..n).map(|i| cell("r", i, "1")).collect()
+    }
+
+    fn all_placed(puts: &[Put]) -> Vec<(u64, bool)> {
+        puts.iter().map(placed).collect()
+    }
+
+    /// A rival is about to commit: its segment is there, and the tip is still held by it.
+    #[tokio::test(start_paused = true)]
+    async fn a_rival_in_the_middle_of_its_commit_is_no_restored_table() {
+        let (faults, cells) = behind_faults().await;
+        for _ in 0..4 {
+            faults.next(APPEND, Fault::canceled(&["TransactionConflict", "ConditionalCheckFailed"]));
+        }
+        assert_eq!(all_placed(&cells.put(batch(2)).await), [(2, true), (3, true)]);
+        let writer = cells.shards[0].writer.lock().await;
+        assert!(writer.yields, "a conflict is a lost race: the rival is given a turn");
+    }
+
+    /// Each reason to lose a batch, after a request that was applied and whose answer was lost.
+    #[tokio::test(start_paused = true)]
+    async fn what_may_be_stored_is_not_told_as_refused() {
+        for (then, kind) in [
+            (Fault::error("AccessDeniedException"), ErrorKind::Denied),
+            (Fault::error("ExpiredTokenException"), ErrorKind::Credentials),
+            (Fault::error("ProvisionedThroughputExceededException"), ErrorKind::Throttled),
+            (Fault::canceled(&["TransactionConflict", "None", "None"]), ErrorKind::Conflict),
+        ] {
+            let (faults, cells) = behind_faults().await;
+            let fails = async |applied_first: bool| {
+                faults.stand(Some(then.clone()));
+                if applied_first {
+                    faults.next(APPEND, Fault::Applied(Box::new(Fault::Silent)));
+                }
+                let put = cells.put(batch(1)).await.remove(0);
+                faults.stand(None);
+                let Err(PutError::Store(error)) = put else { panic!("{put:?}") };
+                assert_eq!(error.operation, APPEND);
+                error
+            };
+            // The tip is not known any more after a failure; it is read with the next put.
+            let error = fails(true).await;
+            assert_eq!(error.kind, ErrorKind::Unanswered, "{then:?}: {error}");
+            assert!(chain(&*error).contains(&kind.to_string()), "and the last failure is told: {}", chain(&*error));
+            assert_eq!(all_placed(&cells.put(batch(1)).await), [(2, false)], "it was stored");
+            assert!(faults.asked().len() < 120, "30 s of a fault are no hot loop");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_open_request_the_failure_itself_is_told() {
+        let (faults, cells) = behind_faults().await;
+        for (fault, kind) in [
+            (Fault::error("AccessDeniedException"), ErrorKind::Denied),
+            (Fault::error("ProvisionedThroughputExceededException"), ErrorKind::Throttled),
+        ] {
+            faults.next(APPEND, fault.clone());
+            faults.stand(Some(fault));
+            let put = cells.put(batch(1)).await.remove(0);
+            assert!(matches!(&put, Err(PutError::Store(error)) if error.kind == kind), "{put:?}");
+            faults.stand(None);
+        }
+        assert_eq!(all_placed(&cells.put(batch(1)).await), [(2, true)], "and nothing was stored");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_and_repeated_survive_a_caller_that_goes_away() {
+        let (faults, cells) = behind_faults().await;
+        faults.next(APPEND, Fault::Applied(Box::new(Fault::Silent)));
+        let mut gone = Box::pin(cells.put(batch(2)));
+        // Another caller's cells wait behind it; the first one drives, and is dropped in mid-request.
+        let mut other = Box::pin(cells.put(vec![cell("s", 1, "1")]));
+        assert!(futures_util::poll!(&mut gone).is_pending());
+        assert!(futures_util::poll!(&mut other).is_pending());
+        {
+            let queue = cells.shards[0].queue();
+            assert_eq!(queue.len(), 1, "two are in a request");
+        }
+        drop(gone);
+        {
+            let queue = cells.shards[0].queue();
+            let asked: Vec<_> = queue.iter().map(|waiting| waiting.asked.clone()).collect();
+            assert_eq!(asked, [vec![AddedId(2)], vec![AddedId(3)], vec![]]);
+        }
+        assert_eq!(all_placed(&other.await), [(4, true)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_that_was_applied_unheard_is_told_as_new() {
+        let (faults, cells) = behind_faults().await;
+        faults.next(APPEND, Fault::Applied(Box::new(Fault::Silent)));
+        faults.next(APPEND, Fault::canceled(&["TransactionConflict", "None", "None", "None"]));
+        assert_eq!(all_placed(&cells.put(batch(2)).await), [(2, true), (3, true)]);
+        assert_eq!(all_placed(&cells.put(batch(2)).await), [(2, false), (3, false)]);
+    }
+
+    /// A refusal that tells nothing, for as long as a batch is tried.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_that_tells_nothing_is_no_hot_loop() {
+        let (faults, cells) = behind_faults().await;
+        faults.stand(Some(Fault::canceled(&["None", "None", "ConditionalCheckFailed"])));
+        let put = cells.put(batch(1)).await.remove(0);
+        assert!(matches!(&put, Err(PutError::Store(error)) if error.kind == ErrorKind::Conflict), "{put:?}");
+        assert!(faults.asked().len() < 120, "it backs off");
+        faults.stand(None);
+        assert_eq!(all_placed(&cells.put(batch(1)).await), [(2, true)]);
+    }
+
+    #[test]
+    fn a_batch_shrinks_with_losses_and_never_to_nothing() {
+        assert_eq!([0, 2, 3, 6, 18, 21].map(batch_max), [98, 98, 49, 24, 1, 1]);
+        assert_eq!([191, 192, 1000, u32::MAX].map(batch_max), [1; 4]);
     }
 
     #[tokio::test]

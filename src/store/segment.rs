@@ -9,7 +9,7 @@
 //! Cells of a segment share shard and `created_at`, and their added IDs count up to the segment's key, so none of
 //! these is packed. Unpacked cells are slices of one buffer: nothing is copied a cell, and no JSON is parsed.
 
-use crate::cell::{AddedId, Cell, CellKey, NewCell, Segment, ShardId};
+use crate::cell::{AddedId, Cell, CellKey, NewCell, Segment, ShardId, leb128};
 use bytes::Bytes;
 use bytestring::ByteString;
 use zstd::{bulk::Compressor, zstd_safe::get_frame_content_size};
@@ -22,6 +22,8 @@ pub const PACKED_MAX: usize = 380 * 1024;
 pub const RAW_MAX: usize = 2 << 20;
 /// What a reader accepts: what a writer may write, and the lengths.
 const UNPACKED_MAX: usize = RAW_MAX + (64 << 10);
+/// Fewest bytes of an unpacked cell: three empty texts and a number.
+const CELL_MIN: usize = 4;
 
 /// Why a segment cannot be unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +49,7 @@ pub fn pack(cells: &[NewCell]) -> Bytes {
     for cell in cells {
         put_text(&mut raw, &cell.key.row_key);
         put_text(&mut raw, &cell.key.column);
-        put_number(&mut raw, cell.key.ref_key);
+        leb128::put(&mut raw, cell.key.ref_key);
         put_text(&mut raw, &cell.body);
     }
     let mut compressor = Compressor::new(1).expect("level 1 exists");
@@ -72,7 +74,8 @@ pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentErr
     let raw = zstd::bulk::decompress(packed, size).map_err(|_| SegmentError::Damaged("checksum or frame"))?;
     let mut rest = Reader { raw: raw.into(), at: 0 };
     let first = segment.key().first();
-    if segment.n == 0 || first == AddedId(0) {
+    // Nobody has checked the count yet: memory is taken only for what the bytes can hold.
+    if segment.n == 0 || first == AddedId(0) || segment.n as usize > rest.raw.len() / CELL_MIN {
         return Err(SegmentError::Damaged("number of cells"));
     }
     let mut cells = Vec::with_capacity(segment.n as usize);
@@ -89,16 +92,8 @@ pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentErr
 }
 
 fn put_text(raw: &mut Vec<u8>, text: &str) {
-    put_number(raw, text.len() as u64);
+    leb128::put(raw, text.len() as u64);
     raw.extend_from_slice(text.as_bytes());
-}
-
-fn put_number(raw: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        raw.push(number.to_le_bytes()[0] | 0x80);
-        number >>= 7;
-    }
-    raw.push(number.to_le_bytes()[0]);
 }
 
 struct Reader {
@@ -108,16 +103,10 @@ struct Reader {
 
 impl Reader {
     fn number(&mut self) -> Result<u64, SegmentError> {
-        let mut number = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let byte = *self.raw.get(self.at).ok_or(SegmentError::Damaged("cut short"))?;
-            self.at += 1;
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(number);
-            }
-        }
-        Err(SegmentError::Damaged("a number of more than 64 bits"))
+        let mut rest = &self.raw[self.at..];
+        let number = leb128::take(&mut rest).ok_or(SegmentError::Damaged("a number is cut short or too long"))?;
+        self.at = self.raw.len() - rest.len();
+        Ok(number)
     }
 
     fn text(&mut self) -> Result<ByteString, SegmentError> {
@@ -203,6 +192,12 @@ mod tests {
         let good = segment(&[cell.clone(), cell], 2);
         assert!(unpack(ShardId(0), &Segment { n: 1, ..good.clone() }).is_err());
         assert!(unpack(ShardId(0), &Segment { n: 3, last: AddedId(3), ..good.clone() }).is_err());
+        let absurd = Segment { n: u32::MAX, last: AddedId(u64::MAX / 2), ..good.clone() };
+        assert_eq!(
+            unpack(ShardId(0), &absurd),
+            Err(SegmentError::Damaged("number of cells")),
+            "before memory is taken"
+        );
         assert!(unpack(ShardId(0), &Segment { last: AddedId(1), ..good }).is_err(), "its first would be place 0");
     }
 }

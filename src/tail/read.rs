@@ -145,35 +145,31 @@ impl TailError {
 /// nothing: an empty answer below it is looked into.
 ///
 /// # Errors
-/// See [`TailError`]. A run that comes to a hole behind some entries is handed on without an error; the hole is met at the
-/// next call.
+/// See [`TailError`]. What stands behind some entries, a hole or an error, is met at the next call: the entries before it
+/// are handed on.
 pub async fn run(log: &dyn Log, shard: ShardId, after: AddedId, limit: u32, tip: AddedId) -> Result<Run, TailError> {
     let mut consistency = Consistency::Eventual;
     for _ in 0..TRIES {
-        let segments = match log.page(shard, after, limit, consistency).await {
-            Ok(segments) => segments,
-            Err(error) if error.kind == ErrorKind::Undecodable => return walk(log, shard, after, limit).await,
+        let found: Vec<Found> = match log.page(shard, after, limit, consistency).await {
+            Ok(segments) => segments.into_iter().map(Found::Whole).collect(),
+            // Something in it does not decode: by their keys, one at a time. Such reads are strong.
+            Err(error) if error.kind == ErrorKind::Undecodable => {
+                consistency = Consistency::Strong;
+                log.keys(shard, after, limit).await?.into_iter().map(Found::Key).collect()
+            }
             Err(error) => return Err(error.into()),
         };
-        let found = segments.first().map(Segment::key);
-        let mut run = Run::default();
-        let mut end = after;
-        for segment in segments {
-            if !joins(shard, segment.key(), end, run.entries.is_empty())? {
-                break;
-            }
-            end = segment.last;
-            run.entries.push(open(log, shard, segment, after).await?);
-        }
-        if !run.entries.is_empty() || (found.is_none() && tip <= after) {
-            return Ok(run);
+        let next = found.first().map(Found::key);
+        let entries = dense(log, shard, after, found).await?;
+        if !entries.is_empty() || (next.is_none() && tip <= after) {
+            return Ok(Run { entries });
         }
         if consistency == Consistency::Eventual {
             consistency = Consistency::Strong;
             continue;
         }
         // The hole stands in a strong read. Its last segment ends just before the next begins, or at the tip.
-        let last = found.map_or(tip, |next| AddedId(next.first().0.saturating_sub(1)));
+        let last = next.map_or(tip, |next| before(next.first()));
         if let Some(entry) = settle(log, shard, after, last).await? {
             return Ok(Run { entries: vec![entry] });
         }
@@ -181,15 +177,76 @@ pub async fn run(log: &dyn Log, shard: ShardId, after: AddedId, limit: u32, tip:
     Err(TailError::Torn { shard, after })
 }
 
-/// Whether a segment goes on where `end` is; `false` for one that lies beyond a hole.
-fn joins(shard: ShardId, key: SegmentKey, end: AddedId, first_of_run: bool) -> Result<bool, TailError> {
-    let expected = end.next();
+/// What a read found of a segment.
+enum Found {
+    Whole(Segment),
+    Key(SegmentKey),
+}
+
+impl Found {
+    fn key(&self) -> SegmentKey {
+        match self {
+            Self::Whole(segment) => segment.key(),
+            Self::Key(key) => *key,
+        }
+    }
+}
+
+/// The entries of what was found, as far as they are dense and can be read; an error only if there is none before it.
+async fn dense(log: &dyn Log, shard: ShardId, after: AddedId, found: Vec<Found>) -> Result<Vec<Entry>, TailError> {
+    let mut entries = Vec::new();
+    let mut end = after;
+    for found in found {
+        let last = found.key().last;
+        match next(log, shard, after, end, found).await {
+            Ok(Some(entry)) => entries.push(entry),
+            Ok(None) => break,
+            Err(error) if entries.is_empty() => return Err(error),
+            Err(_) => break,
+        }
+        end = last;
+    }
+    Ok(entries)
+}
+
+/// The entry of a segment that goes on where `end` is; `None` for one that lies beyond a hole, or is gone meanwhile.
+async fn next(
+    log: &dyn Log,
+    shard: ShardId,
+    after: AddedId,
+    end: AddedId,
+    found: Found,
+) -> Result<Option<Entry>, TailError> {
+    let (key, expected) = (found.key(), end.next());
     let first = key.first();
-    // The first segment of a run may hold the place itself: its key is above it, its beginning below.
-    if first < expected && !first_of_run || first == AddedId(0) {
+    if first > expected {
+        return Ok(None);
+    }
+    // The first segment of a run may hold the place itself: its key is above it, its beginning below. Then no other
+    // segment ends between.
+    let overlaps = first == AddedId(0)
+        || first < expected
+            && (end > after || log.keys(shard, before(first), 1).await?.first().is_some_and(|k| k.last < key.last));
+    if overlaps {
         return Err(TailError::Overlap { shard, first, last: key.last, expected });
     }
-    Ok(first <= expected)
+    let error = match found {
+        Found::Whole(segment) => return open(log, shard, segment, after).await.map(Some),
+        Found::Key(key) => match log.segment(shard, key.last).await {
+            Ok(Some(segment)) => return open(log, shard, segment, after).await.map(Some),
+            Ok(None) => return Ok(None),
+            Err(error) => error,
+        },
+    };
+    if error.kind != ErrorKind::Undecodable {
+        return Err(error.into());
+    }
+    let reason = error.source.map_or_else(String::new, |source| source.to_string());
+    again(log, shard, key, after, reason).await.map(Some)
+}
+
+fn before(place: AddedId) -> AddedId {
+    AddedId(place.0.saturating_sub(1))
 }
 
 /// Looks at a hole in one moment, together with the tip. `None`: there is none, the reads were torn.
@@ -254,29 +311,6 @@ fn since(cells: Vec<Cell>, first: AddedId) -> Vec<Cell> {
     }
 }
 
-/// A page whose answer cannot be decoded, one segment at a time.
-async fn walk(log: &dyn Log, shard: ShardId, after: AddedId, limit: u32) -> Result<Run, TailError> {
-    let mut run = Run::default();
-    let mut end = after;
-    for key in log.keys(shard, after, limit).await? {
-        if !joins(shard, key, end, run.entries.is_empty())? {
-            break;
-        }
-        end = key.last;
-        let entry = match log.segment(shard, key.last).await {
-            Ok(Some(segment)) => open(log, shard, segment, after).await?,
-            Ok(None) => break,
-            Err(error) if error.kind == ErrorKind::Undecodable => {
-                again(log, shard, key, after, error.source.map_or_else(String::new, |source| source.to_string()))
-                    .await?
-            }
-            Err(error) => return Err(error.into()),
-        };
-        run.entries.push(entry);
-    }
-    if run.entries.is_empty() { Err(TailError::Torn { shard, after }) } else { Ok(run) }
-}
-
 /// Cells of a shard after a place, at most `limit`, and where to go on: for readers without a checkpoint. Trimmed places
 /// are passed; a damaged segment ends the answer with an error.
 ///
@@ -315,7 +349,7 @@ mod tests {
     use super::*;
     use crate::{
         cell::{CellKey, Name, NewCell, NewDatastore},
-        store::{Cells as Store, memory::MemoryLog},
+        store::{Cells as Appender, Fault, Faults, Store, memory::MemoryLog},
         tail::at_time,
     };
     use std::sync::Arc;
@@ -324,8 +358,13 @@ mod tests {
 
     /// A log of segments of 1, 2, 3 … cells.
     async fn log(segments: u64) -> Arc<MemoryLog> {
-        let log = Arc::new(MemoryLog::new(&NewDatastore { name: Name::new("trips").unwrap(), shards: 1 }));
-        let store = Store::new(log.clone());
+        let log = Arc::new(MemoryLog::new(&NewDatastore { name: trips(), shards: 1 }));
+        fill(log.clone(), segments).await;
+        log
+    }
+
+    async fn fill(log: Arc<dyn Log>, segments: u64) {
+        let store = Appender::new(log);
         let mut ref_key = 0;
         for n in 1..=segments {
             let mut cell = || {
@@ -336,7 +375,6 @@ mod tests {
             let batch = (0..n).map(|_| cell()).collect();
             assert!(store.put(batch).await.iter().all(Result::is_ok));
         }
-        log
     }
 
     #[tokio::test]
@@ -368,6 +406,128 @@ mod tests {
         );
     }
 
+    fn trips() -> Name {
+        Name::new("trips").unwrap()
+    }
+
+    /// Segments of 1, 2, 3 and 4 cells on the embedded engine, behind faults.
+    async fn behind_faults() -> (Store, Faults, Arc<dyn Log>) {
+        let (store, faults) = Faults::store();
+        store.init_datastore(&NewDatastore { name: trips(), shards: 1 }).await.unwrap();
+        let log = store.datastore(&trips(), None).await.unwrap();
+        fill(log.clone(), 4).await;
+        faults.asked();
+        (store, faults, log)
+    }
+
+    fn ranges(run: &Run) -> Vec<(u64, u64)> {
+        run.entries.iter().map(|entry| entry.range().unwrap()).map(|(first, last)| (first.0, last.0)).collect()
+    }
+
+    #[tokio::test]
+    async fn what_lies_before_a_bad_segment_is_handed_on() {
+        let (store, _, log) = behind_faults().await;
+        let newer = SegmentKey { last: AddedId(6), n: 3 };
+        store.put_segment(&trips(), newer, Some(&[99])).await;
+        let good = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap();
+        assert_eq!(ranges(&good), [(1, 1), (2, 3)]);
+        let error = run(&*log, SHARD, AddedId(3), 10, AddedId(10)).await.unwrap_err();
+        assert!(matches!(error, TailError::Newer { .. }), "then the error: {error}");
+    }
+
+    #[tokio::test]
+    async fn an_overlap_is_met_even_where_a_read_begins_in_it() {
+        let (store, _, log) = behind_faults().await;
+        let over = SegmentKey { last: AddedId(5), n: 3 };
+        store.put_segment(&trips(), over, Some(&[1])).await;
+        let good = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap();
+        assert_eq!(ranges(&good), [(1, 1), (2, 3)]);
+        for after in [3, 4] {
+            let error = run(&*log, SHARD, AddedId(after), 10, AddedId(10)).await.unwrap_err();
+            assert!(matches!(error, TailError::Overlap { first: AddedId(3), .. }), "after {after}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_undecodable_page_behind_a_trimmed_start_is_settled() {
+        let (store, _, log) = behind_faults().await;
+        store.put_segment(&trips(), SegmentKey { last: AddedId(6), n: 3 }, None).await;
+        assert!(log.raise_trim(SHARD, AddedId(1)).await.unwrap());
+        log.delete_segment(SHARD, AddedId(1)).await.unwrap();
+        let hole = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap();
+        assert_eq!(hole.entries, [Entry::Trimmed { first: AddedId(1), last: AddedId(1) }]);
+        let rest = run(&*log, SHARD, AddedId(1), 10, AddedId(10)).await.unwrap();
+        assert_eq!(ranges(&rest), [(2, 3), (4, 6), (7, 10)]);
+        assert!(matches!(rest.entries[1], Entry::Damaged { .. }), "{:?}", rest.entries[1]);
+
+        log.delete_segment(SHARD, AddedId(3)).await.unwrap();
+        let error = run(&*log, SHARD, AddedId(1), 10, AddedId(10)).await.unwrap_err();
+        assert!(matches!(error, TailError::Hole { first: AddedId(2), last: AddedId(3), .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_walk_that_fails_late_keeps_what_it_read() {
+        let (store, faults, log) = behind_faults().await;
+        store.put_segment(&trips(), SegmentKey { last: AddedId(10), n: 4 }, None).await;
+        for fault in [None, None, Some(Fault::Broken)] {
+            faults.next("GetItem", fault);
+        }
+        let part = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap();
+        assert_eq!(ranges(&part), [(1, 1), (2, 3)]);
+        faults.next("GetItem", Fault::Broken);
+        let error = run(&*log, SHARD, AddedId(3), 10, AddedId(10)).await.unwrap_err();
+        assert!(matches!(&error, TailError::Store(error) if error.kind == ErrorKind::Unanswered), "{error}");
+        let rest = run(&*log, SHARD, AddedId(3), 10, AddedId(10)).await.unwrap();
+        assert_eq!(ranges(&rest), [(4, 6), (7, 10)]);
+    }
+
+    /// The table of faults, in virtual time, over an append and a read: each ends by itself when the fault does, is told
+    /// with table and operation where it does not pass soon, and is no hot loop.
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_fails_for_a_while_is_told_of_and_recovers() {
+        use ErrorKind::{Credentials, Denied, MissingTable, Throttled, Unanswered};
+        for (fault, kind, waits) in [
+            (Fault::Broken, Unanswered, true),
+            (Fault::Silent, Unanswered, true),
+            (Fault::Answer(503, "<html>".into()), Unanswered, true),
+            (Fault::error("ProvisionedThroughputExceededException"), Throttled, true),
+            (Fault::error("ResourceNotFoundException"), MissingTable, false),
+            (Fault::error("AccessDeniedException"), Denied, false),
+            (Fault::error("ExpiredTokenException"), Credentials, false),
+        ] {
+            let (_store, faults, log) = behind_faults().await;
+            let cells = Appender::new(log.clone());
+            let key = CellKey { row_key: "r".into(), column: "BASE".into(), ref_key: 99 };
+            let cell = NewCell { key, body: "1".into(), origin: None };
+            log.tip(SHARD).await.unwrap();
+            faults.asked();
+
+            faults.stand(Some(fault.clone()));
+            let error = run(&*log, SHARD, AddedId(0), 10, AddedId(10)).await.unwrap_err();
+            let TailError::Store(error) = &error else { panic!("{error}") };
+            assert_eq!((error.kind, &*error.table, error.operation), (kind, "trips.log", "Query"), "{fault:?}");
+            assert_eq!(faults.asked().len(), 1, "{fault:?}: whoever reads decides when to try again");
+
+            let passes = async {
+                tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+                faults.stand(None);
+            };
+            let (puts, ()) = tokio::join!(cells.put(vec![cell.clone()]), passes);
+            let asked = faults.asked().len();
+            if waits {
+                assert_eq!(puts[0].as_ref().unwrap().added_id, AddedId(11), "{fault:?}: stored as soon as it can be");
+                assert!((3..90).contains(&asked), "{fault:?}: {asked} requests in 20 s");
+            } else {
+                let Err(crate::store::PutError::Store(error)) = &puts[0] else { panic!("{puts:?}") };
+                assert_eq!((error.kind, &*error.table, error.operation), (kind, "trips.tips", "GetItem"), "{fault:?}");
+                assert_eq!(asked, 1, "{fault:?}: told at once");
+                assert_eq!(cells.put(vec![cell]).await[0].as_ref().unwrap().added_id, AddedId(11), "and then it works");
+            }
+            let read = run(&*log, SHARD, AddedId(0), 10, AddedId(11)).await.unwrap();
+            assert_eq!(read.end(AddedId(0)), AddedId(11), "{fault:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_place_above_the_tip_and_an_empty_log_are_told_apart() {
         let log = log(2).await;
@@ -397,7 +557,7 @@ mod tests {
     async fn a_time_is_found_by_bisection() {
         crate::cell::clock::simulate(crate::cell::Millis(1000));
         let log = Arc::new(MemoryLog::new(&NewDatastore { name: Name::new("trips").unwrap(), shards: 1 }));
-        let store = Store::new(log.clone());
+        let store = Appender::new(log.clone());
         for ref_key in 0..50 {
             let key = CellKey { row_key: "r".into(), column: "BASE".into(), ref_key };
             store.put(vec![NewCell { key, body: "1".into(), origin: None }; 1]).await[0].as_ref().unwrap();

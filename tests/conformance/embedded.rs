@@ -1,11 +1,12 @@
-//! The embedded store proper: several handles on one file, the lock, deadlines, what survives.
+//! The embedded store proper: several stores of one file, the lock, deadlines, what survives. Several processes on one
+//! file are the kill test's.
 
 use super::in_dir;
 use super::ledger_sessions::accepted;
 use super::log_append::{append, cell, commit, key};
 use cellhook::cell::{
-    AddedId, Committed, ErrorKind, Ledger, Log, Millis, Name, NewDatastore, Role, Session, SessionId, SessionState,
-    ShardId,
+    AddedId, Committed, ErrorKind, Ledger, Log, Millis, Name, NewDatastore, Refused, Role, Session, SessionId,
+    SessionState, ShardId,
 };
 use cellhook::store::{Config, FileError, OpenError, Store};
 use std::error::Error;
@@ -109,8 +110,8 @@ async fn of_handles_on_one_file_one_wins_each_place() {
                 let after = commit.tip_after();
                 match log.commit(commit).await.unwrap() {
                     Committed::Accepted => (tip, won) = (Some(after), won + 1),
-                    Committed::Refused { tip: Some(real), .. } => tip = real,
-                    refused @ Committed::Refused { .. } => panic!("{refused:?}"),
+                    Committed::Refused(Refused { tip: Some(real), .. }) => tip = real,
+                    refused @ Committed::Refused(_) => panic!("{refused:?}"),
                 }
             }
         });
@@ -182,6 +183,106 @@ async fn a_write_whose_asker_has_gone_is_never_done() {
     drop(lock);
     append(&log, 0, None, vec![cell("r", "x", 0)]).await;
     assert_eq!(ledger.sessions().await.unwrap()[0].beat, 0);
+}
+
+/// The locks of this process on a file, as the kernel lists them.
+fn posix_locks(path: &std::path::Path) -> usize {
+    use std::os::unix::fs::MetadataExt;
+    let inode = std::fs::metadata(path).unwrap().ino();
+    let (pid, of) = (format!(" {} ", std::process::id()), format!(":{inode} "));
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().filter(|line| line.contains("POSIX") && line.contains(&pid) && line.contains(&of)).count()
+}
+
+/// Two stores of one file in one process: when one of them goes, the other still has its hold on the file, so that no
+/// other process takes it for unused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_store_of_one_file_shares_it_and_takes_no_lock_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = in_dir(&dir);
+    let (first, log, _) = made(&config).await;
+    let tip = append(&log, 0, None, vec![cell("r", "x", 0)]).await;
+    let held = posix_locks(&config.path);
+    assert!(held > 0, "SQLite holds the file");
+    let link = dir.path().join("link.db");
+    std::os::unix::fs::symlink(&config.path, &link).unwrap();
+    for path in [config.path.clone(), link] {
+        let second = Store::open(&Config { path, ..config.clone() }).await.unwrap();
+        assert_eq!(second.datastore(&name("trips"), None).await.unwrap().tip(ShardId(0)).await.unwrap(), Some(tip));
+        assert_eq!(posix_locks(&config.path), held, "with two");
+        drop(second);
+        assert_eq!(posix_locks(&config.path), held, "and when one has gone");
+    }
+    let normal = Config { durability: cellhook::store::Durability::Normal, ..config.clone() };
+    let error = Store::open(&normal).await.unwrap_err();
+    assert!(matches!(error, OpenError::File(FileError::Durability(_))), "{error}");
+    append(&log, 0, Some(tip), vec![cell("r", "x", 1)]).await;
+    drop((first, log));
+}
+
+/// Runs in a child process that has a small file system to itself, which `unshare` gives it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_told_and_passes_when_there_is_room() {
+    const DISK: &str = "HOOKTEST_SMALL_DISK";
+    let Some(disk) = std::env::var_os(DISK).map(PathBuf::from) else {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = "mount -t tmpfs -o size=4m none \"$0\" || exit 77; exec \"$@\"";
+        let test = concat!(module_path!(), "::a_full_disk_is_told_and_passes_when_there_is_room");
+        let test = test.split_once("::").unwrap().1;
+        let mut child = std::process::Command::new("unshare");
+        child.args(["-rm", "sh", "-c", mount]).arg(dir.path()).arg(std::env::current_exe().unwrap());
+        child.args(["--exact", test, "--nocapture"]).env(DISK, dir.path());
+        let output = match child.output() {
+            Ok(output) if output.status.success() => {
+                return assert!(
+                    String::from_utf8_lossy(&output.stdout).contains("1 passed"),
+                    "the child found no test {test}"
+                );
+            }
+            Ok(output) if output.stdout.is_empty() => String::from_utf8_lossy(&output.stderr).into_owned(),
+            Ok(output) => {
+                panic!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+            }
+            Err(error) => error.to_string(),
+        };
+        use std::io::Write;
+        // Past the capture of the test harness, which would swallow it.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: a full disk: no file system of its own for a child: {output}");
+        return;
+    };
+    let config = Config { path: disk.join("store.db"), ..Config::default() };
+    let (_store, log, ledger) = made(&config).await;
+    let id = SessionId::random();
+    accepted(ledger.open_session(&session(&id)).await.unwrap());
+    let tip = append(&log, 0, None, vec![cell("r", "x", 0)]).await;
+    let ballast = disk.join("ballast");
+    let mut file = File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut file, &[7; 4096]).is_ok() {}
+    drop(file);
+
+    let body = format!("\"{}\"", "x".repeat(200_000));
+    let large = cellhook::cell::NewCell { body: body.into(), ..cell("r", "x", 1) };
+    let error = log.commit(commit(0, Some(tip), vec![large.clone()])).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Broken, "not applied, and said so: {}", cellhook::cell::chain(&error));
+    assert!(cellhook::cell::chain(&error).contains("full"), "{}", cellhook::cell::chain(&error));
+    assert_eq!(log.tip(ShardId(0)).await.unwrap(), Some(tip), "what is stored can be read meanwhile");
+
+    // An append that meets the full disk waits for room.
+    let cells = cellhook::store::Cells::new(log.clone());
+    let mut put = Box::pin(cells.put(vec![large.clone()]));
+    let others_fail = async {
+        for _ in 0..20 {
+            log.commit(commit(0, Some(tip), vec![large.clone()])).await.unwrap_err();
+        }
+    };
+    tokio::select! {
+        puts = &mut put => panic!("{puts:?}"),
+        () = others_fail => {}
+    }
+    std::fs::remove_file(&ballast).unwrap();
+    let put = put.await.remove(0);
+    assert!(put.as_ref().is_ok_and(|placed| placed.new), "{put:?}");
+    accepted(ledger.beat(&id).await.unwrap());
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use super::{Fixture, cases};
 use bytes::Bytes;
 use cellhook::cell::{
-    AddedId, BODY_MAX, CellKey, Commit, Committed, ErrorKind, Log, Millis, NewCell, Origin, REF_KEY_MAX, Segment,
-    Settled, ShardId, StoredCell, Tip, TriggerId,
+    AddedId, BODY_MAX, CellKey, Commit, Committed, ErrorKind, Log, Millis, NewCell, Origin, REF_KEY_MAX, Refused,
+    Segment, Settled, ShardId, StoredCell, Tip, TriggerId,
 };
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -112,7 +112,7 @@ async fn appends_follow_each_other(fixture: Arc<dyn Fixture>) {
 
 async fn another_tip_is_refused_with_the_real_one(fixture: Arc<dyn Fixture>) {
     let log = fixture.log(1).await;
-    let refused = |tip| Committed::Refused { tip: Some(tip), cells: vec![], segment: false };
+    let refused = |tip| Committed::Refused(Refused { tip: Some(tip), ..Refused::default() });
     let imagined = Tip { shard: ShardId(0), tip: AddedId(5), ..Tip::default_of(0) };
     let answer = log.commit(commit(0, Some(imagined), vec![cell("z", "x", 0)])).await.unwrap();
     assert_eq!(answer, refused(None), "there is no tip at all");
@@ -147,7 +147,7 @@ async fn existing_cells_are_refused_with_what_is_stored(fixture: Arc<dyn Fixture
     let answer = log.commit(commit(1, Some(tip), cells)).await.unwrap();
     let cells =
         vec![(1, stored_cell(&cell("a", "x", 0), 1, 1, 1_000)), (3, stored_cell(&cell("c", "x", 0), 1, 3, 1_000))];
-    assert_eq!(answer, Committed::Refused { tip: None, cells, segment: false });
+    assert_eq!(answer, Committed::Refused(Refused { cells, ..Refused::default() }));
     assert_eq!(log.tip(ShardId(1)).await.unwrap(), Some(tip));
     assert_eq!(log.row("new", 10).await.unwrap(), [], "the others of the batch were not stored either");
 }
@@ -158,7 +158,7 @@ async fn all_failed_conditions_are_told(fixture: Arc<dyn Fixture>) {
     // The commonest repeat: the append was applied, but its writer was not told.
     let answer = log.commit(commit(0, None, vec![cell("a", "x", 0)])).await.unwrap();
     let cells = vec![(0, stored_cell(&cell("a", "x", 0), 0, 1, 1_000))];
-    assert_eq!(answer, Committed::Refused { tip: Some(Some(tip)), cells, segment: false });
+    assert_eq!(answer, Committed::Refused(Refused { tip: Some(Some(tip)), cells, ..Refused::default() }));
 }
 
 async fn sixteen_writers_have_one_winner_a_place(fixture: Arc<dyn Fixture>) {
@@ -174,6 +174,7 @@ async fn sixteen_writers_have_one_winner_a_place(fixture: Arc<dyn Fixture>) {
                 // A conflict is no answer: the same append again until there is one.
                 loop {
                     match log.commit(commit.clone()).await {
+                        Ok(Committed::Refused(refused)) if refused.contended => {}
                         Ok(answer) => return (writer, answer),
                         Err(error) => assert!(matches!(error.kind, ErrorKind::Conflict), "{error}"),
                     }
@@ -189,8 +190,8 @@ async fn sixteen_writers_have_one_winner_a_place(fixture: Arc<dyn Fixture>) {
         let won = log.get(&key(&format!("w{}", winners[0]), "x", round)).await.unwrap().unwrap();
         assert_eq!(won.cell.added_id, AddedId(round + 1));
         for (_, answer) in answers.iter().filter(|(_, answer)| *answer != Committed::Accepted) {
-            let Committed::Refused { tip: told, cells, segment } = answer else { unreachable!() };
-            assert_eq!((*told, cells.len(), *segment), (Some(tip), 0, false));
+            let Committed::Refused(refused) = answer else { unreachable!() };
+            assert_eq!(*refused, Refused { tip: Some(tip), ..Refused::default() });
         }
     }
     let keys = log.keys(ShardId(0), AddedId(0), 100).await.unwrap();

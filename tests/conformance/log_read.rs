@@ -4,7 +4,7 @@ use super::log_append::{append, cell, commit, key};
 use super::{Fixture, cases};
 use bytes::Bytes;
 use cellhook::cell::Consistency::{Eventual, Strong};
-use cellhook::cell::{AddedId, Commit, Committed, Log, Name, NewCell, SegmentKey, Settled, ShardId};
+use cellhook::cell::{AddedId, Commit, Committed, Log, Name, NewCell, Refused, SegmentKey, Settled, ShardId};
 use std::sync::Arc;
 
 cases! {
@@ -164,7 +164,7 @@ async fn trimming_is_raised_only_up_to_the_tip(fixture: Arc<dyn Fixture>) {
     fill(&log, 0, &[1]).await;
     assert_eq!(trimmed().await, 5, "an append keeps it");
     let stale = log.commit(commit(0, None, vec![cell("z", "x", 0)])).await.unwrap();
-    let Committed::Refused { tip: Some(Some(tip)), .. } = stale else { panic!("{stale:?}") };
+    let Committed::Refused(Refused { tip: Some(Some(tip)), .. }) = stale else { panic!("{stale:?}") };
     assert_eq!((tip.tip.0, tip.trimmed_to.0), (6, 5), "a refusal tells it");
 }
 

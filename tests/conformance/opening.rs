@@ -69,6 +69,39 @@ async fn an_endpoint_where_nobody_listens_is_an_error_that_names_table_and_opera
     assert!(store.describe().contains(&nobody.to_string()));
 }
 
+/// A server that answers one request with the beginning of a body, as one of `length` bytes, and hangs up.
+fn half_answer(length: usize) -> std::net::SocketAddr {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut request, mut piece) = (Vec::new(), [0; 4096]);
+        // The body of a request ends with the brace of its JSON.
+        while !request.ends_with(b"}") {
+            let n = stream.read(&mut piece).unwrap();
+            request.extend_from_slice(&piece[..n]);
+        }
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(b"{\"Item\":").unwrap();
+    });
+    address
+}
+
+/// What a flapping link cuts off is no damage; what came whole and does not parse is.
+#[tokio::test]
+async fn a_cut_body_is_no_answer_and_a_whole_one_that_does_not_parse_is_undecodable() {
+    for (length, kind) in [(100, ErrorKind::Unanswered), (8, ErrorKind::Undecodable)] {
+        let endpoint = Some(format!("http://{}", half_answer(length)));
+        let config = Config { kind: Kind::Dynamodb, endpoint, ..Config::default() };
+        let store = Store::open(&config).await.unwrap();
+        let error = store.datastore(&Name::new("trips").unwrap(), None).await.err().unwrap();
+        let OpenError::Store(error) = error else { panic!("{error}") };
+        assert_eq!(error.kind, kind, "of {length} bytes 8 came: {error:?}");
+    }
+}
+
 /// The first-run config on a server that speaks like DynamoDB: `init`, a worker, a cell, and what the handler answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bill_rider_runs_on_dynamodb_local() {

@@ -63,6 +63,8 @@ enum Fate {
     Late,
     Throttled,
     Conflict,
+    /// Conflict told, applied later: what holds the item is this very write.
+    Applying,
     Outage,
 }
 
@@ -106,6 +108,9 @@ impl Network {
                     break;
                 }
             }
+            if fate == Fate::Conflict && matches!(operation, "commit" | "write") && weather.rng.bool() {
+                fate = Fate::Applying;
+            }
             if Instant::now() < weather.outage_until {
                 fate = Fate::Outage;
             }
@@ -116,6 +121,7 @@ impl Network {
                     Fate::Late => "applied late",
                     Fate::Throttled => "throttled",
                     Fate::Conflict => "conflict",
+                    Fate::Applying => "conflict told, applied later",
                     _ => "outage",
                 };
                 *weather.counts.entry(name).or_default() += 1;
@@ -156,6 +162,14 @@ impl Network {
             }
             Fate::Throttled => failed(ErrorKind::Throttled, operation),
             Fate::Conflict => failed(ErrorKind::Conflict, operation),
+            Fate::Applying => {
+                tokio::spawn(async move {
+                    sleep(late).await;
+                    let _ = apply().await;
+                });
+                sleep(back).await;
+                failed(ErrorKind::Conflict, operation)
+            }
         }
     }
 
@@ -195,7 +209,20 @@ impl<L: Log> Log for FarLog<L> {
         self.inner.datastore()
     }
     fn commit(&self, commit: Commit) -> Out<'_, Committed> {
-        far!(self, commit(commit: commit => commit))
+        let network = self.network.clone();
+        let committed: Out<'_, Committed> = far!(self, commit(commit: commit => commit));
+        Box::pin(async move {
+            let mut committed = committed.await?;
+            // Some conditions were not looked at: a rival held the tip or a cell.
+            if let Committed::Refused(refused) = &mut committed
+                && let Some(mut rng) = network.draw("mixed refusal", |faults| faults.conflict)
+            {
+                refused.contended = true;
+                refused.tip = refused.tip.filter(|_| rng.bool());
+                refused.cells.retain(|_| rng.bool());
+            }
+            Ok(committed)
+        })
     }
     fn get<'a>(&'a self, key: &'a CellKey) -> Out<'a, Option<StoredCell>> {
         far!(self, get(key: key.clone() => &key))

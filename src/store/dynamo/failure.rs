@@ -73,14 +73,12 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(access: Access, error: &Sd
     match error {
         SdkError::ServiceError(told) => match told.err().code() {
             Some(code) => kind_of_code(code),
-            // So the SDK tells of a success whose body it cannot read.
+            // So the SDK tells of a body that came whole and that it cannot parse.
             None if access == Access::Read && told.raw().status().is_success() => ErrorKind::Undecodable,
             None => ErrorKind::Unanswered,
         },
         SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => kind_of_chain(error),
-        SdkError::ResponseError(answer) if access == Access::Read && answer.raw().status().as_u16() < 500 => {
-            ErrorKind::Undecodable
-        }
+        // Among them `ResponseError`: the body was cut on its way, which says nothing about what is stored.
         _ => ErrorKind::Unanswered,
     }
 }
@@ -101,7 +99,8 @@ fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
     ErrorKind::Unanswered
 }
 
-/// A code that we do not know counts as no answer: that is looked at again, and no cell is refused for it.
+/// A code that we do not know counts as no answer: that is looked at again, and no cell is refused for it. So does
+/// `TransactionInProgressException`: the very same request is being applied.
 fn kind_of_code(code: &str) -> ErrorKind {
     match code {
         "ProvisionedThroughputExceededException"
@@ -111,10 +110,9 @@ fn kind_of_code(code: &str) -> ErrorKind {
         | "Throttling"
         | "RequestLimitExceeded"
         | "LimitExceededException" => ErrorKind::Throttled,
-        "TransactionConflictException"
-        | "TransactionConflict"
-        | "TransactionInProgressException"
-        | "ReplicatedWriteConflictException" => ErrorKind::Conflict,
+        "TransactionConflictException" | "TransactionConflict" | "ReplicatedWriteConflictException" => {
+            ErrorKind::Conflict
+        }
         "ValidationException"
         | "ValidationError"
         | "SerializationException"
@@ -147,13 +145,16 @@ pub(crate) fn unreadable_after(table: &str, operation: &'static str, why: Imposs
     StoreError { kind: ErrorKind::Unanswered, ..undecodable(table, operation, why) }
 }
 
-/// The item behind one refused action of a transaction.
+/// What a canceled transaction says about one of its actions.
 #[derive(Debug)]
 pub(crate) enum Reason {
-    /// The action's condition held, or it was not looked at.
-    None,
+    /// The action's condition held.
+    Held,
     /// Its condition failed, on this item, or on there being none.
     Refused(Option<Item>),
+    /// Nobody knows its condition: another transaction held the item (a copy of this very one, perhaps), or it was
+    /// throttled.
+    Other(StoreError),
 }
 
 /// The reasons of a transaction in which at least one condition failed, by action; any other failure is an error.
@@ -167,13 +168,24 @@ pub(crate) fn refused_transaction(
         _ => return Err(failed(Access::Write, table, OPERATION, error)),
     };
     let code = |reason: &CancellationReason| reason.code().unwrap_or("None").to_owned();
-    let is_condition = |reason: &&CancellationReason| reason.code() == Some("ConditionalCheckFailed");
-    if canceled.iter().any(|reason| is_condition(&reason)) {
-        let reason = |reason: &CancellationReason| match is_condition(&reason) {
-            true => Reason::Refused(reason.item().cloned()),
-            false => Reason::None,
+    let told = |message: Vec<String>| -> Option<Box<dyn Error + Send + Sync>> {
+        Some(Box::new(Told { code: "TransactionCanceledException".into(), message: message.join("; ") }))
+    };
+    let line = |(at, reason): (usize, &CancellationReason)| {
+        format!("action {at}: {}: {}", code(reason), reason.message().unwrap_or("no message"))
+    };
+    if canceled.iter().any(|reason| code(reason) == "ConditionalCheckFailed") {
+        let reason = |(at, reason): (usize, &CancellationReason)| match &*code(reason) {
+            "None" => Reason::Held,
+            "ConditionalCheckFailed" => Reason::Refused(reason.item().cloned()),
+            other => Reason::Other(StoreError {
+                kind: kind_of_code(other),
+                table: table.to_owned(),
+                operation: OPERATION,
+                source: told(vec![line((at, reason))]),
+            }),
         };
-        return Ok(canceled.iter().map(reason).collect());
+        return Ok(canceled.iter().enumerate().map(reason).collect());
     }
     // What never passes outweighs what may: throttled and invalid is invalid.
     let rank = |kind: &ErrorKind| match kind {
@@ -184,14 +196,8 @@ pub(crate) fn refused_transaction(
     };
     let kinds = canceled.iter().map(code).filter(|code| code != "None").map(|code| kind_of_code(&code));
     let kind = kinds.max_by_key(rank).unwrap_or(ErrorKind::Unanswered);
-    let message: Vec<String> = canceled
-        .iter()
-        .enumerate()
-        .filter(|(_, reason)| code(reason) != "None")
-        .map(|(at, reason)| format!("action {at}: {}: {}", code(reason), reason.message().unwrap_or("no message")))
-        .collect();
-    let told = Told { code: "TransactionCanceledException".into(), message: message.join("; ") };
-    Err(StoreError { kind, table: table.to_owned(), operation: OPERATION, source: Some(Box::new(told)) })
+    let lines = canceled.iter().enumerate().filter(|(_, reason)| code(reason) != "None").map(line);
+    Err(StoreError { kind, table: table.to_owned(), operation: OPERATION, source: told(lines.collect()) })
 }
 
 #[cfg(test)]
@@ -223,6 +229,7 @@ mod tests {
             ("AccessDeniedException", ErrorKind::Denied),
             ("ExpiredTokenException", ErrorKind::Credentials),
             ("InternalServerError", ErrorKind::Unanswered),
+            ("TransactionInProgressException", ErrorKind::Unanswered),
             ("SomethingNew", ErrorKind::Unanswered),
         ] {
             let error = failed(Access::Read, "x.cells", "GetItem", told(code));
@@ -238,10 +245,15 @@ mod tests {
         assert_eq!(kind(Access::Write, timeout()), ErrorKind::Unanswered);
         let refused = SdkError::dispatch_failure(ConnectorError::io("connection refused".into()));
         assert_eq!(kind(Access::Write, refused), ErrorKind::Unanswered);
-        let garbled = |status| SdkError::response_error("no JSON", response(status));
-        assert_eq!(kind(Access::Write, garbled(200)), ErrorKind::Unanswered);
-        assert_eq!(kind(Access::Read, garbled(200)), ErrorKind::Undecodable);
-        assert_eq!(kind(Access::Read, garbled(503)), ErrorKind::Unanswered);
+        // So the SDK tells of a body that was cut on its way (`read_body` failed).
+        let cut = |status| SdkError::response_error("connection reset", response(status));
+        assert_eq!(kind(Access::Write, cut(200)), ErrorKind::Unanswered);
+        assert_eq!(kind(Access::Read, cut(200)), ErrorKind::Unanswered, "a flapping link damages nothing");
+        assert_eq!(kind(Access::Read, cut(503)), ErrorKind::Unanswered);
+        // And so of one that came whole and does not parse.
+        let garbled = || SdkError::service_error(GetItemError::unhandled("no JSON"), response(200));
+        assert_eq!(kind(Access::Write, garbled()), ErrorKind::Unanswered);
+        assert_eq!(kind(Access::Read, garbled()), ErrorKind::Undecodable);
         let nobody = ConnectorError::other("the credential provider was not enabled".into(), None);
         assert_eq!(kind(Access::Write, SdkError::dispatch_failure(nobody)), ErrorKind::Credentials);
         let never = SdkError::dispatch_failure(ConnectorError::other(Trouble::not_executed("disk full").into(), None));
@@ -264,9 +276,16 @@ mod tests {
     #[test]
     fn a_canceled_transaction_is_refused_or_failed() {
         let reasons = refused_transaction("t", canceled(&["None", "ConditionalCheckFailed"])).unwrap();
-        assert!(matches!(&reasons[..], [Reason::None, Reason::Refused(Some(_))]));
-        let mixed = refused_transaction("t", canceled(&["TransactionConflict", "ConditionalCheckFailed"]));
-        assert!(matches!(&mixed.unwrap()[..], [Reason::None, Reason::Refused(_)]), "what is known is told");
+        assert!(matches!(&reasons[..], [Reason::Held, Reason::Refused(Some(_))]));
+        for (code, kind) in [
+            ("TransactionConflict", ErrorKind::Conflict),
+            ("ThrottlingError", ErrorKind::Throttled),
+            ("ProvisionedThroughputExceeded", ErrorKind::Throttled),
+        ] {
+            let mixed = refused_transaction("t", canceled(&[code, "ConditionalCheckFailed"])).unwrap();
+            let [Reason::Other(error), Reason::Refused(_)] = &mixed[..] else { panic!("{mixed:?}") };
+            assert_eq!(error.kind, kind, "a condition that nobody looked at did not hold: {error}");
+        }
 
         let kind = |codes: &[&str]| refused_transaction("t", canceled(codes)).unwrap_err().kind;
         assert_eq!(kind(&["None", "TransactionConflict"]), ErrorKind::Conflict);

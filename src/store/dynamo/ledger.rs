@@ -5,9 +5,8 @@ use super::items::{self, Impossible, Item, n, s};
 use super::log::{QUERY_LIMIT, follow, unbuilt};
 use super::tables::GroupTables;
 use crate::cell::{
-    AddedId, Answer, Checkpoint, Epoch, ErrorKind, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis,
-    Name, Out, Parked, Role, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord,
-    TriggerState,
+    AddedId, Answer, Checkpoint, Epoch, ErrorKind, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Out,
+    Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord, TriggerState,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -20,10 +19,7 @@ use aws_sdk_dynamodb::{
     types::{Delete, Put, ReturnValue, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update},
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
 const ALL_OLD: ReturnValuesOnConditionCheckFailure = ReturnValuesOnConditionCheckFailure::AllOld;
 /// So many of the 16 scopes of leases are read at the same time.
@@ -288,6 +284,7 @@ impl DynamoLedger {
         match self.transact(actions).await?.map(|reasons| reasons.into_iter().next()) {
             None => Ok(Answer::Accepted(record)),
             Some(Some(Reason::Refused(item))) => self.refused(item, "TransactWriteItems", items::trigger),
+            Some(Some(Reason::Other(error))) => Err(error),
             Some(_) => Ok(Answer::Refused(None)),
         }
     }
@@ -320,19 +317,7 @@ impl Ledger for DynamoLedger {
 
     fn declare_dead<'a>(&'a self, id: &'a SessionId, seen: Option<u64>) -> Out<'a, Answer<Session>> {
         let Some(seen) = seen else {
-            let dead = Session {
-                id: id.clone(),
-                state: SessionState::Dead,
-                beat: 0,
-                inbox: 0,
-                role: Role::Worker,
-                host: String::new(),
-                pid: 0,
-                version: String::new(),
-                length: Duration::ZERO,
-                sources: BTreeSet::new(),
-                started_at: Millis(0),
-            };
+            let dead = Session::dead(id);
             return Box::pin(self.put_if_absent(items::session_item(&dead), dead, items::session));
         };
         let change = Self::living(id)
@@ -480,6 +465,8 @@ impl Ledger for DynamoLedger {
                     Err(error) => Err(StoreError { kind: ErrorKind::Unanswered, ..error }),
                 },
                 Some(Some(Reason::Refused(item))) => self.refused(item, "TransactWriteItems", items::lease),
+                // Not "a lane was refused": an earlier copy of this write may be what holds the lease.
+                Some(Some(Reason::Other(error))) => Err(error),
                 Some(_) => Ok(Answer::Refused(self.read_lease(&write.shard).await?)),
             }
         })
@@ -533,7 +520,13 @@ impl Ledger for DynamoLedger {
                 return Ok(true);
             }
             let actions: Result<Vec<_>, _> = changes.iter().map(|change| self.lane_action(change)).collect();
-            Ok(self.transact(actions?).await?.is_none())
+            let Some(reasons) = self.transact(actions?).await? else { return Ok(true) };
+            // Refused is only what was looked at as a whole: an earlier copy may be half applied.
+            let unseen = reasons.into_iter().find_map(|reason| match reason {
+                Reason::Other(error) => Some(error),
+                _ => None,
+            });
+            unseen.map_or(Ok(false), Err)
         })
     }
 }

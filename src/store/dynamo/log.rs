@@ -4,8 +4,8 @@ use super::failure::{Access, Reason, failed, refused_transaction, undecodable};
 use super::items::{self, FoundDatastore, Item, n, s};
 use super::tables::DatastoreTables;
 use crate::cell::{
-    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, Out, Segment,
-    SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
+    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, Out, Refused,
+    Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -47,8 +47,8 @@ impl DynamoLog {
         items::tip_key(self.datastore.bucket(shard), shard)
     }
 
-    fn decode_tip(&self, shard: ShardId, item: Item, operation: &'static str) -> Result<Tip, StoreError> {
-        items::tip(self.datastore.bucket(shard), item).map_err(|why| undecodable(&self.tables.tips, operation, why))
+    fn decode_tip(&self, bucket: u32, item: Item, operation: &'static str) -> Result<Tip, StoreError> {
+        items::tip(&self.datastore, bucket, item).map_err(|why| undecodable(&self.tables.tips, operation, why))
     }
 
     fn decode_cell(&self, item: Item, operation: &'static str) -> Result<StoredCell, StoreError> {
@@ -125,21 +125,25 @@ impl DynamoLog {
 
     fn refusal(&self, commit: &Commit, reasons: Vec<Reason>) -> Result<Committed, StoreError> {
         const OPERATION: &str = "TransactWriteItems";
+        let contended = reasons.iter().any(|reason| matches!(reason, Reason::Other(_)));
+        let mut refused = Refused { contended, ..Refused::default() };
         let mut reasons = reasons.into_iter();
-        let tip = match reasons.next() {
-            Some(Reason::Refused(Some(item))) => Some(Some(self.decode_tip(commit.shard, item, OPERATION)?)),
-            Some(Reason::Refused(None)) => Some(None),
-            _ => None,
-        };
-        // Behind another tip a segment may well lie there: the other writer's.
-        let segment = matches!(reasons.next(), Some(Reason::Refused(_))) && tip.is_none();
-        let mut cells = Vec::new();
+        let tip = reasons.next();
+        // Behind another tip, or one that another writer holds, a segment may well lie there: that writer's.
+        let tip_held = matches!(tip, Some(Reason::Held));
+        refused.segment = matches!(reasons.next(), Some(Reason::Refused(_))) && tip_held;
+        if let Some(Reason::Refused(item)) = tip {
+            let bucket = self.datastore.bucket(commit.shard);
+            refused.tip = Some(item.map(|item| self.decode_tip(bucket, item, OPERATION)).transpose()?);
+        }
         for (index, reason) in reasons.enumerate() {
-            if let Reason::Refused(Some(item)) = reason {
-                cells.push((index, self.decode_cell(item, OPERATION)?));
+            let Reason::Refused(Some(item)) = reason else { continue };
+            match items::cell(item) {
+                Ok(cell) => refused.cells.push((index, cell)),
+                Err(why) => refused.damaged.push((index, why.to_string())),
             }
         }
-        Ok(Committed::Refused { tip, cells, segment })
+        Ok(Committed::Refused(refused))
     }
 }
 
@@ -296,7 +300,7 @@ impl Log for DynamoLog {
             let segment = segment.map(|item| items::segment(shard, item)).transpose();
             Ok(Settled {
                 segment: segment.map_err(|why| undecodable(&self.tables.log, OPERATION, why))?,
-                tip: tip.map(|item| self.decode_tip(shard, item, OPERATION)).transpose()?,
+                tip: tip.map(|item| self.decode_tip(self.datastore.bucket(shard), item, OPERATION)).transpose()?,
             })
         })
     }
@@ -313,8 +317,7 @@ impl Log for DynamoLog {
                 .consistent_read(consistency == Consistency::Strong)
                 .limit(QUERY_LIMIT);
             let found = follow(&self.tables.tips, query, usize::MAX).await?;
-            let found: Result<Vec<_>, _> = found.into_iter().map(|item| items::tip(bucket, item)).collect();
-            found.map_err(|why| undecodable(&self.tables.tips, "Query", why))
+            found.into_iter().map(|item| self.decode_tip(bucket, item, "Query")).collect()
         })
     }
 
@@ -323,7 +326,7 @@ impl Log for DynamoLog {
             let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(self.tip_key(shard)));
             let answer = get.consistent_read(true).send().await;
             let answer = answer.map_err(|error| failed(Access::Read, &self.tables.tips, "GetItem", error))?;
-            answer.item.map(|item| self.decode_tip(shard, item, "GetItem")).transpose()
+            answer.item.map(|item| self.decode_tip(self.datastore.bucket(shard), item, "GetItem")).transpose()
         })
     }
 

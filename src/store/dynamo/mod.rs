@@ -1,6 +1,8 @@
 //! The traits over DynamoDB's interface, a server's or the embedded engine's: one code path for both.
 
 mod failure;
+#[cfg(test)]
+mod faulty;
 mod items;
 mod ledger;
 mod log;
@@ -9,4 +11,6 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use faulty::{Fault, Faults};
 pub use open::{Made, OpenError, Store};

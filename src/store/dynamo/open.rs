@@ -18,6 +18,7 @@ use aws_sdk_dynamodb::{
     operation::put_item::PutItemError,
     types::ReturnValuesOnConditionCheckFailure,
 };
+use aws_smithy_runtime_api::client::http::HttpClient;
 use std::{sync::Arc, time::Duration};
 
 /// What a request of the control plane may take; a heartbeat must be told apart from a hanging one in time.
@@ -34,7 +35,8 @@ const SHARDS_MAX: u32 = 65_536;
 /// The durable store, by its two clients: one for the control plane and one for the data plane, each with its own
 /// connections, so that a busy data plane cannot starve a heartbeat.
 ///
-/// Cheap to clone. An embedded store is closed when the last clone, and all that was made of it, are gone.
+/// Cheap to clone. An embedded store is closed when the last clone, and all that was made of it, are gone. Opened twice in
+/// one process, the second shares the first's file.
 #[derive(Clone, Debug)]
 pub struct Store {
     control: Client,
@@ -156,7 +158,7 @@ impl Store {
     /// # Errors
     /// When no thread can be started.
     pub fn in_memory() -> Result<Self, OpenError> {
-        Ok(Self::embedded(Engine::in_memory()?, "", "memory".into()))
+        Ok(Self::embedded(Arc::new(Engine::in_memory()?), "", "memory".into()))
     }
 
     /// As [`Store::in_memory`], executed on the caller's task: for simulation under a stopped clock.
@@ -164,27 +166,30 @@ impl Store {
     /// # Errors
     /// When the engine refuses.
     pub fn inline() -> Result<Self, OpenError> {
-        Ok(Self::embedded(Engine::inline()?, "", "memory, inline".into()))
+        Ok(Self::embedded(Arc::new(Engine::inline()?), "", "memory, inline".into()))
     }
 
-    fn embedded(engine: Engine, prefix: &str, described: String) -> Self {
-        let engine = Arc::new(engine);
-        let client = |connector: Connector, timeout| {
-            let config = Builder::default()
-                .behavior_version(BehaviorVersion::latest())
-                .region(Region::from_static("local"))
-                .allow_no_auth()
-                .http_client(connector)
-                .endpoint_url("http://embedded.invalid");
-            Client::from_conf(ours(config, timeout).build())
-        };
+    fn embedded(engine: Arc<Engine>, prefix: &str, described: String) -> Self {
         // The engine gives up before the SDK does: then it can say why, and that nothing was done.
         let deadline = |timeout: Duration| timeout * 3 / 4;
         Self {
-            control: client(Connector::control(engine.clone(), deadline(CONTROL_TIMEOUT)), CONTROL_TIMEOUT),
-            data: client(Connector::data(engine, deadline(DATA_TIMEOUT)), DATA_TIMEOUT),
+            control: inside(Connector::control(engine.clone(), deadline(CONTROL_TIMEOUT)), CONTROL_TIMEOUT),
+            data: inside(Connector::data(engine, deadline(DATA_TIMEOUT)), DATA_TIMEOUT),
             prefix: prefix.to_owned(),
             described,
+            kind: Kind::Embedded,
+            presence: None,
+        }
+    }
+
+    /// Over a way to the engine with faults in it.
+    #[cfg(test)]
+    pub(super) fn over(faults: super::faulty::Faults) -> Self {
+        Self {
+            control: inside(faults.clone(), CONTROL_TIMEOUT),
+            data: inside(faults, DATA_TIMEOUT),
+            prefix: String::new(),
+            described: "memory, with faults".into(),
             kind: Kind::Embedded,
             presence: None,
         }
@@ -371,6 +376,17 @@ impl Store {
             _ => Ok(datastore),
         }
     }
+}
+
+/// A client whose requests do not leave this process.
+fn inside(connector: impl HttpClient + 'static, timeout: Duration) -> Client {
+    let config = Builder::default()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::from_static("local"))
+        .allow_no_auth()
+        .http_client(connector)
+        .endpoint_url("http://embedded.invalid");
+    Client::from_conf(ours(config, timeout).build())
 }
 
 /// What holds for every client: no retries (ours know three outcomes), and an end to every attempt.

@@ -1,22 +1,18 @@
 //! What the traits cannot bring about by themselves: tampered items, and a server that answers badly.
 
+use super::faulty::Fault;
 use super::items::{self, Item, n, s};
 use super::ledger::DynamoLedger;
 use super::log::DynamoLog;
 use super::open::{OpenError, Store};
 use super::tables::{DatastoreTables, GroupTables};
 use crate::cell::{
-    AddedId, Answer, CellKey, Commit, Committed, Consistency, Datastore, Epoch, ErrorKind, Incarnation, Lane, LaneKind,
-    Ledger, Log, Millis, Name, NewCell, NewDatastore, SCHEMA, SessionId, ShardId, ShardRef, StoreError, TriggerId,
+    AddedId, Answer, CellKey, Commit, Committed, Consistency, Datastore, Epoch, ErrorKind, Incarnation, Lane,
+    LaneChange, LaneKind, LeaseWrite, Ledger, Log, Millis, Name, NewCell, NewDatastore, Parked, ParkedState, Refused,
+    SCHEMA, SessionId, ShardId, ShardRef, StoreError, TriggerId,
 };
 use aws_config::{BehaviorVersion, Region};
-use aws_sdk_dynamodb::{Client, config::Credentials, error::ConnectorError};
-use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
-};
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use aws_smithy_types::body::SdkBody;
+use aws_sdk_dynamodb::{Client, config::Credentials};
 use std::sync::Arc;
 
 fn trips() -> Name {
@@ -93,7 +89,7 @@ async fn a_segment_in_the_way_is_told_apart_from_a_lost_race() {
     let segment = crate::cell::Segment { last: AddedId(1), n: 1, packed: vec![1].into(), created_at: Millis(1) };
     put(&store, "trips.log", items::segment_item(ShardId(1), segment)).await;
     let answer = log.commit(commit("a", None)).await.unwrap();
-    assert_eq!(answer, Committed::Refused { tip: None, cells: vec![], segment: true });
+    assert_eq!(answer, Committed::Refused(Refused { segment: true, ..Refused::default() }));
 }
 
 #[tokio::test]
@@ -125,6 +121,10 @@ async fn impossible_records_are_undecodable_for_every_reader() {
     undecodable("tip", log.tip(shard).await);
     undecodable("tips", log.tips(1, Consistency::Strong).await);
     undecodable("commit", log.commit(commit("a", None)).await);
+    let other = Commit { shard: ShardId(2), ..commit("a", None) };
+    let Committed::Refused(refused) = log.commit(other).await.unwrap() else { panic!("the cell exists") };
+    let [(0, why)] = &refused.damaged[..] else { panic!("{refused:?}") };
+    assert!(why.starts_with("impossible "), "told of its cell, and of no other: {why}");
 
     let group = Name::new("main").unwrap();
     store.init_group(&group).await.unwrap();
@@ -152,51 +152,15 @@ async fn impossible_records_are_undecodable_for_every_reader() {
     assert_eq!(error.kind, ErrorKind::Unanswered, "{error}");
 }
 
-/// A server that answers everything alike.
-#[derive(Clone, Debug)]
-enum Canned {
-    Answer(u16, String),
-    Broken,
-    Silent,
+/// What a log, a ledger and their requests make of one fault.
+trait Over {
+    fn client(self) -> Client;
+    fn log(self) -> DynamoLog;
+    fn ledger(self) -> DynamoLedger;
+    async fn kinds(self) -> (ErrorKind, ErrorKind);
 }
 
-impl HttpConnector for Canned {
-    fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
-        match self {
-            Self::Answer(status, body) => {
-                let mut response = HttpResponse::new((*status).try_into().unwrap(), SdkBody::from(body.as_str()));
-                response.headers_mut().insert("content-type", "application/x-amz-json-1.0");
-                HttpConnectorFuture::ready(Ok(response))
-            }
-            Self::Broken => HttpConnectorFuture::ready(Err(ConnectorError::io("connection reset".into()))),
-            Self::Silent => HttpConnectorFuture::new(std::future::pending()),
-        }
-    }
-}
-
-impl HttpClient for Canned {
-    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
-        SharedHttpConnector::new(self.clone())
-    }
-}
-
-impl Canned {
-    fn error(code: &str) -> Self {
-        Self::Answer(400, format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"why"}}"#))
-    }
-
-    fn canceled(codes: &[&str]) -> Self {
-        let reasons: Vec<String> = codes.iter().map(|code| format!(r#"{{"Code":"{code}","Message":"why"}}"#)).collect();
-        Self::Answer(
-            400,
-            format!(
-                r#"{{"__type":"com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
-                    "Message":"canceled","CancellationReasons":[{}]}}"#,
-                reasons.join(",")
-            ),
-        )
-    }
-
+impl Over for Fault {
     fn client(self) -> Client {
         let config = aws_sdk_dynamodb::config::Builder::default()
             .behavior_version(BehaviorVersion::latest())
@@ -228,22 +192,22 @@ async fn bad_answers_say_what_follows_from_them() {
     use ErrorKind::{Conflict, Credentials, Denied, Invalid, MissingTable, Throttled, Unanswered, Undecodable};
     let both = |kind| (kind, kind);
     for (canned, wanted) in [
-        (Canned::error("ProvisionedThroughputExceededException"), both(Throttled)),
-        (Canned::error("ThrottlingException"), both(Throttled)),
-        (Canned::error("RequestLimitExceeded"), both(Throttled)),
-        (Canned::error("TransactionConflictException"), both(Conflict)),
-        (Canned::error("TransactionInProgressException"), both(Conflict)),
-        (Canned::error("ResourceNotFoundException"), both(MissingTable)),
-        (Canned::error("AccessDeniedException"), both(Denied)),
-        (Canned::error("ExpiredTokenException"), both(Credentials)),
-        (Canned::error("UnrecognizedClientException"), both(Credentials)),
-        (Canned::error("ValidationException"), both(Invalid)),
-        (Canned::error("InternalServerError"), both(Unanswered)),
-        (Canned::Answer(500, String::new()), both(Unanswered)),
-        (Canned::Answer(503, "<html>".into()), both(Unanswered)),
-        (Canned::Answer(200, "{\"Item\":".into()), (Unanswered, Undecodable)),
-        (Canned::Broken, both(Unanswered)),
-        (Canned::Silent, both(Unanswered)),
+        (Fault::error("ProvisionedThroughputExceededException"), both(Throttled)),
+        (Fault::error("ThrottlingException"), both(Throttled)),
+        (Fault::error("RequestLimitExceeded"), both(Throttled)),
+        (Fault::error("TransactionConflictException"), both(Conflict)),
+        (Fault::error("TransactionInProgressException"), both(Unanswered)),
+        (Fault::error("ResourceNotFoundException"), both(MissingTable)),
+        (Fault::error("AccessDeniedException"), both(Denied)),
+        (Fault::error("ExpiredTokenException"), both(Credentials)),
+        (Fault::error("UnrecognizedClientException"), both(Credentials)),
+        (Fault::error("ValidationException"), both(Invalid)),
+        (Fault::error("InternalServerError"), both(Unanswered)),
+        (Fault::Answer(500, String::new()), both(Unanswered)),
+        (Fault::Answer(503, "<html>".into()), both(Unanswered)),
+        (Fault::Answer(200, "{\"Item\":".into()), (Unanswered, Undecodable)),
+        (Fault::Broken, both(Unanswered)),
+        (Fault::Silent, both(Unanswered)),
     ] {
         assert_eq!(canned.clone().kinds().await, wanted, "{canned:?}");
     }
@@ -252,26 +216,72 @@ async fn bad_answers_say_what_follows_from_them() {
 #[tokio::test(start_paused = true)]
 async fn every_request_ends_in_time() {
     let began = tokio::time::Instant::now();
-    let ledger = Canned::Silent.ledger();
+    let ledger = Fault::Silent.ledger();
     assert_eq!(ledger.beat(&SessionId::from_stored("me")).await.unwrap_err().kind, ErrorKind::Unanswered);
     assert_eq!(began.elapsed().as_secs(), 2, "one attempt: nothing is repeated behind our back");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_canceled_append_is_told_by_its_reasons() {
-    let kind = async |codes: &[&str]| Canned::canceled(codes).log().commit(commit("a", None)).await.unwrap_err().kind;
+    let kind = async |codes: &[&str]| Fault::canceled(codes).log().commit(commit("a", None)).await.unwrap_err().kind;
     assert_eq!(kind(&["TransactionConflict", "None", "None"]).await, ErrorKind::Conflict);
     assert_eq!(kind(&["None", "ThrottlingError", "None"]).await, ErrorKind::Throttled);
     assert_eq!(kind(&["None", "None", "ValidationError"]).await, ErrorKind::Invalid);
-    let refused = Canned::canceled(&["ConditionalCheckFailed", "ConditionalCheckFailed", "TransactionConflict"]);
+    let refused = Fault::canceled(&["ConditionalCheckFailed", "ConditionalCheckFailed", "TransactionConflict"]);
     let answer = refused.log().commit(commit("a", None)).await.unwrap();
-    assert_eq!(answer, Committed::Refused { tip: Some(None), cells: vec![], segment: false });
-    let error = Canned::canceled(&["TransactionConflict", "None"]).log().settle(ShardId(0), AddedId(1)).await;
+    assert_eq!(answer, Committed::Refused(Refused { tip: Some(None), contended: true, ..Refused::default() }));
+    // Two writers of one shard: the rival holds the tip, and its segment is there already.
+    let rival = Fault::canceled(&["TransactionConflict", "ConditionalCheckFailed", "None"]);
+    let answer = rival.log().commit(commit("a", None)).await.unwrap();
+    assert_eq!(answer, Committed::Refused(Refused { contended: true, ..Refused::default() }), "no restored table");
+    let error = Fault::canceled(&["TransactionConflict", "None"]).log().settle(ShardId(0), AddedId(1)).await;
     assert_eq!(error.unwrap_err().kind, ErrorKind::Conflict);
+}
+
+/// A write with lanes, an earlier copy of which is being applied: it must not be concluded that a lane was refused.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_held_by_a_transaction_is_no_refusal() {
+    let shard = ShardRef { source: trips(), shard: ShardId(1) };
+    let trigger = TriggerId::from_stored("t");
+    let parked = Parked {
+        trigger: trigger.clone(),
+        shard: shard.clone(),
+        added_id: AddedId(1),
+        last: AddedId(1),
+        row_key: "r".into(),
+        column: "x".into(),
+        ref_key: 0,
+        state: ParkedState::Dead,
+        attempts: 1,
+        errors: vec![],
+        next_attempt_at: Millis(0),
+        since: Millis(0),
+        revision: 7,
+    };
+    let lanes = vec![LaneChange::Delete(parked)];
+    let write = LeaseWrite {
+        shard,
+        owner: SessionId::from_stored("me"),
+        epoch: Epoch(1),
+        seq: 1,
+        checkpoints: Default::default(),
+        lanes: lanes.clone(),
+        release: false,
+    };
+    for (code, kind) in [("TransactionConflict", ErrorKind::Conflict), ("ThrottlingError", ErrorKind::Throttled)] {
+        let error = Fault::canceled(&[code, "ConditionalCheckFailed"]).ledger().write(&write).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        let error = Fault::canceled(&["ConditionalCheckFailed", code]).ledger().operate_parked(&lanes).await;
+        assert_eq!(error.unwrap_err().kind, kind, "half of it may be an earlier copy of itself");
+    }
+    let refused = Fault::canceled(&["ConditionalCheckFailed", "TransactionConflict"]).ledger().write(&write).await;
+    assert_eq!(refused.unwrap(), Answer::Refused(None), "the lease itself was looked at");
+    let refused = Fault::canceled(&["ConditionalCheckFailed"]).ledger().operate_parked(&lanes).await;
+    assert!(!refused.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_heartbeat_brings_the_session() {
-    let refused = Canned::error("ConditionalCheckFailedException").ledger();
+    let refused = Fault::error("ConditionalCheckFailedException").ledger();
     assert_eq!(refused.beat(&SessionId::from_stored("me")).await.unwrap(), Answer::Refused(None));
 }

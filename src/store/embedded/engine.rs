@@ -5,6 +5,7 @@ use super::execute::{Failure, Operation, Reply, Request, execute};
 use super::file::{self, FileError, Opened};
 use super::lock::LockFile;
 use super::queue::{Job, Lane, Queue};
+use super::shared::{self, Place, Taken};
 use crate::store::config::Durability;
 use aws_sdk_dynamodb::error::ConnectorError;
 use aws_smithy_runtime_api::client::http::{
@@ -26,8 +27,12 @@ use tokio::time::Instant;
 /// How long opening may wait for other processes.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
-/// An embedded DynamoDB, shared by the clients of one [`Store`](crate::store::Store).
-pub(crate) struct Engine(Mode);
+/// An embedded DynamoDB, shared by the clients of one [`Store`](crate::store::Store), and of all that are made of one file.
+pub(crate) struct Engine {
+    /// Dropped first: the place is free only when the file is closed.
+    mode: Mode,
+    file: Option<(Place, Durability)>,
+}
 
 enum Mode {
     /// On the caller's task, which it blocks: for simulation, where nothing may run beside the paused clock.
@@ -46,33 +51,48 @@ struct Threads {
 impl Engine {
     /// In memory, executed on the caller's task.
     pub(crate) fn inline() -> Result<Self, FileError> {
-        Ok(Self(Mode::Inline(memory()?)))
+        Ok(Self { mode: Mode::Inline(memory()?), file: None })
     }
 
     /// In memory, with the threads of a file.
     pub(crate) fn in_memory() -> Result<Self, FileError> {
         let database = memory()?;
         let (write, read) = (Writer { database: database.clone(), file: None }, Reader { database, file: None });
-        Threads::start(write, read).map(|threads| Self(Mode::Threads(threads)))
+        Ok(Self { mode: Mode::Threads(Threads::start(write, read)?), file: None })
     }
 
-    /// Over a file, which is made if there is none.
-    pub(crate) async fn open(path: &Path, durability: Durability) -> Result<Self, FileError> {
+    /// Over a file, which is made if there is none. Where this process has it open already, that engine.
+    pub(crate) async fn open(path: &Path, durability: Durability) -> Result<Arc<Self>, FileError> {
         let opening = path.to_owned();
         let deadline = Instant::now() + OPEN_WITHIN;
         let (done, opened) = oneshot::channel();
         let opener = move || {
             // Nobody is there to hear it when the opening was given up.
-            let _ = done.send(file::open(&opening, durability, deadline));
+            let _ = done.send(Self::open_blocking(&opening, durability, deadline));
         };
         let io = |error| FileError::Io(path.to_owned(), error);
         thread::Builder::new().name("store-open".into()).spawn(opener).map_err(io)?;
-        let opened = opened.await.map_err(|_| io(io::Error::other("the opening thread panicked")))?;
-        let Opened { write, read, lock } = opened?;
+        opened.await.map_err(|_| io(io::Error::other("the opening thread panicked")))?
+    }
+
+    fn open_blocking(path: &Path, durability: Durability, deadline: Instant) -> Result<Arc<Self>, FileError> {
+        let place = match shared::take(path, deadline)? {
+            Taken::Free(place) => place,
+            Taken::Shared(engine) => {
+                let same = engine.file.as_ref().is_some_and(|(_, of)| *of == durability);
+                return if same { Ok(engine) } else { Err(FileError::Durability(path.into())) };
+            }
+        };
+        let Opened { write, read, lock } = file::open(path, durability, deadline)?;
         let path: Arc<Path> = path.into();
         let write = Writer { database: write, file: Some((path.clone(), durability, lock)) };
         let read = Reader { database: read, file: Some((path, durability)) };
-        Threads::start(write, read).map(|threads| Self(Mode::Threads(threads)))
+        let threads = Threads::start(write, read)?;
+        let engine = Arc::new(Self { mode: Mode::Threads(threads), file: Some((place, durability)) });
+        if let Some((place, _)) = &engine.file {
+            shared::opened(place, &engine);
+        }
+        Ok(engine)
     }
 }
 
@@ -231,12 +251,12 @@ impl HttpConnector for Connector {
             Ok(reply) => respond(reply),
             Err(trouble) => Err(ConnectorError::other(trouble.into(), None)),
         };
-        if let Mode::Inline(database) = &self.engine.0 {
+        if let Mode::Inline(database) = &self.engine.mode {
             return HttpConnectorFuture::ready(told(answer(database, &request)));
         }
         let (engine, lane, deadline) = (self.engine.clone(), self.lane, Instant::now() + self.deadline);
         HttpConnectorFuture::new(async move {
-            let Mode::Threads(threads) = &engine.0 else { unreachable!("the inline engine has answered above") };
+            let Mode::Threads(threads) = &engine.mode else { unreachable!("the inline engine has answered above") };
             let queue = if operation.writes() { &threads.writes } else { &threads.reads };
             told(queue.ask(lane, request, deadline).await)
         })
@@ -262,7 +282,7 @@ mod tests {
     use super::*;
 
     async fn ask(engine: &Engine, operation: Operation, body: &[u8]) -> Result<Reply, Trouble> {
-        let Mode::Threads(threads) = &engine.0 else { unreachable!() };
+        let Mode::Threads(threads) = &engine.mode else { unreachable!() };
         let queue = if operation.writes() { &threads.writes } else { &threads.reads };
         let request = Request { operation, body: body.to_vec() };
         queue.ask(Lane::Data, request, Instant::now() + Duration::from_secs(60)).await

@@ -44,6 +44,9 @@ pub enum FileError {
     /// Another process held the lock all the time.
     #[error("{0}")]
     Locked(String),
+    /// This process has it open with another durability.
+    #[error("{path} is open in this process with another store.durability; set the same for both", path = .0.display())]
+    Durability(PathBuf),
     /// The operating system refused in another way.
     #[error("cannot open {path}", path = .0.display())]
     Io(PathBuf, #[source] io::Error),

@@ -6,6 +6,7 @@
 //!   and none waits long for another, and a process that ends lets go of it.
 //! * A job whose deadline has passed, or whose asker has gone, is not executed; both are checked with the lock held.
 //!   So "it timed out" and "it may be applied any time later" do not go together for long.
+//! * A file is opened once a process, however many stores are made of it ([`shared`]).
 //! * One thread writes and one reads, each with a connection of its own; a panic in the engine is caught, answered,
 //!   and the file is opened anew.
 
@@ -15,6 +16,7 @@ mod file;
 mod lock;
 mod presence;
 mod queue;
+mod shared;
 
 pub use file::FileError;
 pub use presence::{Held, Presence};

@@ -1,14 +1,13 @@
 //! One group in memory.
 
 use crate::cell::{
-    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis, Name, Out,
-    Parked, Role, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState,
+    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Out, Parked,
+    Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::Bound::{Excluded, Unbounded},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 /// One group in memory.
@@ -134,19 +133,7 @@ impl Ledger for MemoryLedger {
     fn declare_dead<'a>(&'a self, id: &'a SessionId, seen: Option<u64>) -> Out<'a, Answer<Session>> {
         let mut tables = self.tables();
         if seen.is_none() && !tables.sessions.contains_key(id) {
-            let session = Session {
-                id: id.clone(),
-                state: SessionState::Dead,
-                beat: 0,
-                inbox: 0,
-                role: Role::Worker,
-                host: String::new(),
-                pid: 0,
-                version: String::new(),
-                length: Duration::ZERO,
-                sources: BTreeSet::new(),
-                started_at: Millis(0),
-            };
+            let session = Session::dead(id);
             tables.sessions.insert(id.clone(), session.clone());
             return ready(Answer::Accepted(session));
         }

@@ -2,7 +2,7 @@
 
 use crate::cell::{
     AddedId, Cell, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, NewCell,
-    NewDatastore, Out, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
+    NewDatastore, Out, Refused, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,7 +59,8 @@ impl Tables {
         let segment = self.log.contains_key(&(commit.shard, after.tip));
         if wrong_tip || segment || !existing.is_empty() {
             let segment = segment && !wrong_tip;
-            return Committed::Refused { tip: wrong_tip.then_some(tip), cells: existing, segment };
+            let tip = wrong_tip.then_some(tip);
+            return Committed::Refused(Refused { tip, cells: existing, segment, ..Refused::default() });
         }
         // The tip item keeps its own `trimmed_to`: a trim may have raised it since the writer looked.
         let trimmed_to = tip.map_or(AddedId(0), |tip| tip.trimmed_to);

@@ -3,7 +3,7 @@
 use super::{Decoded, Fields, Impossible, Item, b, item, n, s};
 use crate::cell::{
     AddedId, Checkpoint, Epoch, Incarnation, Lease, Millis, Name, Role, Session, SessionId, SessionState, ShardId,
-    ShardPause, ShardRef, TriggerId, TriggerRecord, TriggerState,
+    ShardPause, ShardRef, TriggerId, TriggerRecord, TriggerState, leb128,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use bytes::Bytes;
@@ -131,7 +131,7 @@ pub(crate) fn trigger_item(record: &TriggerRecord) -> Item {
     ]));
     if let Some(start) = &record.start {
         let mut packed = Vec::with_capacity(start.len() * 4);
-        start.iter().for_each(|low| leb128(low.0, &mut packed));
+        start.iter().for_each(|low| leb128::put(&mut packed, low.0));
         stored.insert("start".into(), b(packed));
     }
     stored
@@ -172,32 +172,12 @@ pub(crate) fn trigger(stored: Item) -> Decoded<TriggerRecord> {
     })
 }
 
-fn leb128(mut number: u64, out: &mut Vec<u8>) {
-    loop {
-        let low = u8::try_from(number & 0x7f).expect("seven bits fit a byte");
-        number >>= 7;
-        if number == 0 {
-            return out.push(low);
-        }
-        out.push(low | 0x80);
+fn unpack_lows(mut packed: &[u8]) -> Option<Vec<AddedId>> {
+    let mut lows = Vec::new();
+    while !packed.is_empty() {
+        lows.push(AddedId(leb128::take(&mut packed)?));
     }
-}
-
-fn unpack_lows(packed: &[u8]) -> Option<Vec<AddedId>> {
-    let (mut lows, mut number, mut shift) = (Vec::new(), 0_u64, 0_u32);
-    for byte in packed {
-        let part = u64::from(byte & 0x7f);
-        if shift > 63 || part << shift >> shift != part {
-            return None;
-        }
-        number |= part << shift;
-        shift += 7;
-        if byte & 0x80 == 0 {
-            lows.push(AddedId(number));
-            (number, shift) = (0, 0);
-        }
-    }
-    (shift == 0).then_some(lows)
+    Some(lows)
 }
 
 // Leases

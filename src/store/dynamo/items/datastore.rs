@@ -113,8 +113,8 @@ pub(crate) fn tip_key(bucket: u32, shard: ShardId) -> Item {
     item([("bucket", n(bucket)), ("shard", n(shard))])
 }
 
-/// Reads a tip of that bucket. Only updates write it, so it has no encoder but in tests.
-pub(crate) fn tip(bucket: u32, stored: Item) -> Decoded<Tip> {
+/// Reads a tip of that bucket. Only updates write it, so it has no encoder but in tests. Callers index by its shard.
+pub(crate) fn tip(datastore: &Datastore, bucket: u32, stored: Item) -> Decoded<Tip> {
     let mut fields = Fields::new("tip", stored);
     let found: u32 = fields.number("bucket")?;
     fields.ensure(found == bucket, || format!("bucket is {found}, not {bucket}"))?;
@@ -124,6 +124,10 @@ pub(crate) fn tip(bucket: u32, stored: Item) -> Decoded<Tip> {
         created_at: Millis(fields.number("created_at")?),
         trimmed_to: AddedId(fields.number("trimmed_to")?),
     };
+    let (shard, shards) = (tip.shard, datastore.shards);
+    fields.ensure(shard.0 < shards, || format!("shard is {shard} of {shards}"))?;
+    let own = datastore.bucket(shard);
+    fields.ensure(own == bucket, || format!("shard {shard} belongs in bucket {own}, not {bucket}"))?;
     fields.ensure(tip.tip.0 > 0, || "tip is 0".into())?;
     fields.ensure(tip.trimmed_to <= tip.tip, || format!("trimmed_to {} is above tip {}", tip.trimmed_to, tip.tip))?;
     Ok(tip)
@@ -247,13 +251,17 @@ mod tests {
     fn a_tip_comes_back_and_an_impossible_one_is_refused() {
         let mut whole = tip_key(3, ShardId(19));
         whole.extend(item([("tip", n(7)), ("created_at", n(1_000)), ("trimmed_to", n(2))]));
-        let decode = |stored| tip(3, stored);
+        let name = Name::new("trips").unwrap();
+        let datastore = Datastore { name, shards: 64, incarnation: Incarnation::from_stored("abc") };
+        let decode = |stored| tip(&datastore, 3, stored);
         let wanted = Tip { shard: ShardId(19), tip: AddedId(7), created_at: Millis(1_000), trimmed_to: AddedId(2) };
         assert_eq!(decode(whole.clone()), Ok(wanted));
         refuses_mutilated(&whole, &[], decode);
         assert!(reason(&whole, "tip", n(0), decode).contains("tip is 0"));
         assert!(reason(&whole, "trimmed_to", n(8), decode).contains("above tip 7"));
         assert!(reason(&whole, "bucket", n(-1), decode).contains("bucket is -1"));
+        assert!(reason(&whole, "shard", n(67), decode).contains("shard is 67 of 64"), "callers index by it");
+        assert!(reason(&whole, "shard", n(20), decode).contains("belongs in bucket 4, not 3"));
     }
 
     #[test]
