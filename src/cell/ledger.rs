@@ -21,6 +21,24 @@ pub enum Answer<T> {
     Refused(Option<T>),
 }
 
+/// The answer to a write by the owner of a lease. What is accepted needs no telling: nobody else changes the lease meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Applied.
+    Accepted,
+    /// Not applied by this request; the lease as it stands, or `None` where there is none.
+    Refused(Option<Lease>),
+}
+
+/// What a nudge is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nudge {
+    /// Leases or triggers.
+    Leases,
+    /// Parked cells, which an operator changed.
+    Parked,
+}
+
 /// What a session is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -52,6 +70,8 @@ pub struct Session {
     pub beat: u64,
     /// Others bump it to say "look at your leases".
     pub inbox: u64,
+    /// Operators bump it to say "look at your parked cells".
+    pub parked_inbox: u64,
     /// What it is there for.
     pub role: Role,
     /// For people: where it runs.
@@ -77,6 +97,7 @@ impl Session {
             state: SessionState::Dead,
             beat: 0,
             inbox: 0,
+            parked_inbox: 0,
             role: Role::Worker,
             host: String::new(),
             pid: 0,
@@ -294,8 +315,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// With `None`: stores a dead session on the condition that there is none by that id.
     fn declare_dead<'a>(&'a self, id: &'a SessionId, seen: Option<u64>) -> Out<'a, Answer<Session>>;
 
-    /// `inbox + 1` if the session exists. A hint: nothing depends on it.
-    fn nudge<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()>;
+    /// `inbox + 1`, or `parked_inbox + 1`, if the session exists. A hint: nothing depends on it.
+    fn nudge<'a>(&'a self, id: &'a SessionId, about: Nudge) -> Out<'a, ()>;
 
     /// All sessions.
     fn sessions(&self) -> Out<'_, Vec<Session>>;
@@ -331,7 +352,7 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// A write by the owner. Refused: the lease as it stands; when that lease still satisfies the condition of the
     /// write, it was a lane change that was refused.
-    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Answer<Lease>>;
+    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written>;
 
     /// An operator's rewind or skip: sets one trigger's checkpoint, removes the owner, `epoch + 1`, on the condition
     /// that the epoch is `seen`.

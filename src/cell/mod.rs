@@ -23,8 +23,8 @@ pub use id::{
     AddedId, Epoch, Incarnation, Millis, Name, NameError, Pattern, RefKey, SessionId, ShardId, ShardRef, TriggerId,
 };
 pub use ledger::{
-    Answer, Checkpoint, Lane, LaneChange, LaneKind, Lease, LeaseWrite, Ledger, Parked, ParkedState, Role, Session,
-    SessionState, ShardPause, TriggerRecord, TriggerState,
+    Answer, Checkpoint, Lane, LaneChange, LaneKind, Lease, LeaseWrite, Ledger, Nudge, Parked, ParkedState, Role,
+    Session, SessionState, ShardPause, TriggerRecord, TriggerState, Written,
 };
 pub use log::{
     Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, Refused, SCHEMA, Segment, SegmentKey,

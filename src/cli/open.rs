@@ -5,7 +5,7 @@ use super::{
     exit::{Absent, Usage},
 };
 use crate::{
-    cell::{Ledger, Log, Name, ShardRef, TriggerRecord},
+    cell::{Ledger, Log, Name, Nudge, ShardRef, TriggerRecord},
     config::Config,
     store::{OpenError, Store},
 };
@@ -51,7 +51,7 @@ pub(super) async fn trigger(ledger: &dyn Ledger, name: &Name) -> anyhow::Result<
     })
 }
 
-/// Asks the owners of these shards to look at them again. A hint: when it is lost, they look by themselves, later.
+/// Asks the owners of these shards to look at their parked cells again. A hint: when it is lost, they look by themselves, later.
 pub(super) async fn nudge_owners(ledger: &dyn Ledger, shards: &BTreeSet<ShardRef>) {
     let mut owners = BTreeSet::new();
     for shard in shards {
@@ -60,6 +60,6 @@ pub(super) async fn nudge_owners(ledger: &dyn Ledger, shards: &BTreeSet<ShardRef
         }
     }
     for owner in owners {
-        let _ = ledger.nudge(&owner).await;
+        let _ = ledger.nudge(&owner, Nudge::Parked).await;
     }
 }

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     cell::{
-        Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Name, Role, Session, SessionId, SessionState, ShardRef,
-        StoreError, TriggerRecord, clock,
+        Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Name, Nudge, Role, Session, SessionId, SessionState,
+        ShardRef, StoreError, TriggerRecord, Written, clock,
     },
     metrics,
     store::Presence,
@@ -190,6 +190,7 @@ impl Coordinator {
                 state: SessionState::Live,
                 beat: 0,
                 inbox: 0,
+                parked_inbox: 0,
                 role: Role::Worker,
                 host: self.identity.host.clone(),
                 pid: self.identity.pid,
@@ -242,6 +243,7 @@ struct Tenure<'a> {
     me: SessionId,
     pulse: watch::Receiver<Pulse>,
     inbox: u64,
+    parked_inbox: u64,
     watchman: Watchman,
     /// As last read; the dead ones are final.
     sessions: BTreeMap<SessionId, SessionState>,
@@ -284,6 +286,7 @@ impl<'a> Tenure<'a> {
             me,
             pulse,
             inbox: 0,
+            parked_inbox: 0,
             watchman,
             sessions: BTreeMap::new(),
             able: BTreeMap::new(),
@@ -380,15 +383,18 @@ impl<'a> Tenure<'a> {
         if pulse.failures > 0 {
             self.watchman.disturbed();
         }
-        self.hear(pulse.inbox);
+        self.hear(pulse.inbox, pulse.parked_inbox);
     }
 
-    /// Somebody said "look at your leases".
-    fn hear(&mut self, inbox: u64) {
+    /// Somebody may have said "look at your leases", or "look at your parked cells".
+    fn hear(&mut self, inbox: u64, parked_inbox: u64) {
         if inbox > self.inbox {
             self.inbox = inbox;
-            self.look += 1;
             self.next_sweep = Instant::now();
+        }
+        if parked_inbox > self.parked_inbox {
+            self.parked_inbox = parked_inbox;
+            self.look += 1;
             for held in self.held.values_mut() {
                 held.grant.look = self.look;
             }
@@ -418,7 +424,7 @@ impl<'a> Tenure<'a> {
         self.sessions = sessions.iter().map(|session| (session.id.clone(), session.state)).collect();
         self.able = sessions.iter().map(|session| (session.id.clone(), session.sources.clone())).collect();
         if let Some(me) = sessions.iter().find(|session| session.id == self.me) {
-            self.hear(me.inbox);
+            self.hear(me.inbox, me.parked_inbox);
         }
         let presence = self.home.presence.clone();
         let gone = |id: &SessionId| presence.as_ref().is_some_and(|presence| presence.is_gone(id));
@@ -730,10 +736,16 @@ impl<'a> Tenure<'a> {
         let writes: Vec<LeaseWrite> = stray.map(|lease| release(lease, &self.me)).collect();
         for write in writes {
             match self.home.ledger.write(&write).await {
-                Ok(Answer::Accepted(lease) | Answer::Refused(Some(lease))) => {
+                Ok(Written::Accepted) => {
+                    if let Some(lease) = self.leases.get_mut(&write.shard) {
+                        lease.owner = None;
+                        lease.seq = write.seq;
+                    }
+                }
+                Ok(Written::Refused(Some(lease))) => {
                     self.leases.insert(write.shard, lease);
                 }
-                Ok(Answer::Refused(None)) => {
+                Ok(Written::Refused(None)) => {
                     self.leases.remove(&write.shard);
                 }
                 Err(_) => return,
@@ -768,7 +780,7 @@ impl<'a> Tenure<'a> {
         }
         for owner in nudged {
             // A hint; the owner finds the shard by itself a little later.
-            let _ = self.home.ledger.nudge(&owner).await;
+            let _ = self.home.ledger.nudge(&owner, Nudge::Leases).await;
         }
     }
 
@@ -864,7 +876,7 @@ fn release(lease: &Lease, me: &SessionId) -> LeaseWrite {
 pub async fn nudge_all(ledger: &dyn Ledger) -> Result<(), StoreError> {
     for session in ledger.sessions().await? {
         if session.state != SessionState::Dead && session.role == Role::Worker {
-            ledger.nudge(&session.id).await?;
+            ledger.nudge(&session.id, Nudge::Leases).await?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! it cannot outlive the work that it vouches for.
 
 use super::{Config, Fence};
-use crate::cell::{Answer, Ledger, SessionId, SessionState, clock};
+use crate::cell::{Answer, Ledger, Session, SessionId, SessionState, clock};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
@@ -13,6 +13,8 @@ use tokio::{sync::watch, time::Instant};
 pub(super) struct Pulse {
     /// The session's inbox counter.
     pub(super) inbox: u64,
+    /// And that for parked cells.
+    pub(super) parked_inbox: u64,
     /// Heartbeats that failed without an answer, in a row.
     pub(super) failures: u32,
     /// The session was declared dead.
@@ -37,7 +39,8 @@ pub(super) async fn beat(
             Ok(Ok(Answer::Accepted(session))) => {
                 fence.extend(sent + safe);
                 pulse.send_if_modified(|pulse| {
-                    let after = Pulse { inbox: session.inbox, failures: 0, dead: false };
+                    let Session { inbox, parked_inbox, .. } = session;
+                    let after = Pulse { inbox, parked_inbox, failures: 0, dead: false };
                     let changed = *pulse != after;
                     *pulse = after;
                     changed

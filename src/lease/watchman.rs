@@ -149,6 +149,7 @@ mod tests {
             state,
             beat,
             inbox: 0,
+            parked_inbox: 0,
             role: Role::Worker,
             host: String::new(),
             pid: 0,

@@ -88,8 +88,11 @@ async fn cursors(
             lanes: Vec::new(),
             release: false,
         };
-        match write(home.shared.ledger.clone(), home.shared.fence.clone(), lease_write, trouble).await {
-            Wrote::Accepted(after) => *lease = *after,
+        match write(home.shared.ledger.clone(), home.shared.fence.clone(), &lease_write, trouble).await {
+            Wrote::Accepted => {
+                lease.seq = lease_write.seq;
+                lease.checkpoints.extend(lease_write.checkpoints);
+            }
             Wrote::LaneChanged | Wrote::Lost => return Err(NoStart::Lost),
         }
     }

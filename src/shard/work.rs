@@ -50,7 +50,7 @@ const TOLD: Duration = Duration::from_millis(500);
 /// Work on the lease or the lanes; one at a time.
 enum Books {
     Started(Started),
-    Wrote(Wrote),
+    Wrote(Wrote, LeaseWrite),
     Looked(Result<Vec<(u64, Vec<Parked>)>, StoreError>),
 }
 
@@ -613,7 +613,8 @@ impl Work {
         self.begin(
             async move {
                 let (ledger, fence) = (home.shared.ledger.clone(), home.shared.fence.clone());
-                Books::Wrote(write(ledger, fence, lease_write, &trouble).await)
+                let wrote = write(ledger, fence, &lease_write, &trouble).await;
+                Books::Wrote(wrote, lease_write)
             }
             .boxed(),
         );
@@ -647,8 +648,9 @@ impl Work {
                 self.lease = lease;
                 return self.on_started(cursors, now);
             }
-            Books::Wrote(Wrote::Accepted(lease)) => {
-                self.lease = *lease;
+            Books::Wrote(Wrote::Accepted, written) => {
+                self.lease.seq = written.seq;
+                self.lease.checkpoints.extend(written.checkpoints);
                 self.lane_refusals = 0;
                 for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
                     held.cursor.written(now);
@@ -657,7 +659,7 @@ impl Work {
                     return Some(Ended::Released);
                 }
             }
-            Books::Wrote(Wrote::LaneChanged) => {
+            Books::Wrote(Wrote::LaneChanged, _) => {
                 for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
                     held.cursor.unsent(now);
                 }
@@ -670,7 +672,7 @@ impl Work {
                 }
                 self.start_look();
             }
-            Books::Wrote(Wrote::Lost) => return Some(Ended::Lost),
+            Books::Wrote(Wrote::Lost, _) => return Some(Ended::Lost),
             Books::Looked(Ok(all)) => {
                 for (number, parked) in all {
                     if let Some(held) = self.cursors.get_mut(&number) {

@@ -1,7 +1,7 @@
 //! One write of a shard's lease, until it is accepted or refused.
 
 use crate::{
-    cell::{Answer, Lease, LeaseWrite, Ledger, chain},
+    cell::{LeaseWrite, Ledger, Written, chain},
     lease::Fence,
 };
 use std::{sync::Arc, time::Duration};
@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 #[derive(Debug)]
 pub(super) enum Wrote {
     /// It is durable.
-    Accepted(Box<Lease>),
+    Accepted,
     /// The lease is still ours: an operator changed a parked cell that the write would have changed.
     LaneChanged,
     /// The lease is not ours any more.
@@ -31,19 +31,17 @@ pub(super) type Trouble = watch::Sender<Option<String>>;
 /// Sends a write until somebody says yes or no. An answer that is lost is settled by sending the same write again: its `seq`
 /// makes the second copy refused, and the refusal shows that the first was accepted. No other write of this lease is made
 /// before, and no other write ever has its `seq`.
-pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: LeaseWrite, trouble: &Trouble) -> Wrote {
+pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: &LeaseWrite, trouble: &Trouble) -> Wrote {
     let mut failures = 0_u32;
     let mut told: Option<Instant> = None;
-    let mut unanswered = false;
     let answer = loop {
         if !fence.is_safe() {
             tokio::time::sleep(FENCED).await;
             continue;
         }
-        match ledger.write(&write).await {
+        match ledger.write(write).await {
             Ok(answer) => break answer,
             Err(error) => {
-                unanswered |= !error.kind.not_applied();
                 failures += 1;
                 if failures >= TOLD_FROM && told.is_none_or(|told| told.elapsed() >= TOLD_AGAIN) {
                     let error = chain(&error);
@@ -61,13 +59,14 @@ pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: LeaseWri
         trouble.send_replace(None);
     }
     let lease = match answer {
-        Answer::Accepted(lease) => return Wrote::Accepted(Box::new(lease)),
-        Answer::Refused(None) => return Wrote::Lost,
-        Answer::Refused(Some(lease)) => lease,
+        Written::Accepted => return Wrote::Accepted,
+        Written::Refused(None) => return Wrote::Lost,
+        Written::Refused(Some(lease)) => lease,
     };
     let same_epoch = lease.epoch == write.epoch;
-    if unanswered && same_epoch && lease.seq == write.seq {
-        return Wrote::Accepted(Box::new(lease));
+    if same_epoch && lease.seq == write.seq {
+        // No other write of this epoch has this number.
+        return Wrote::Accepted;
     }
     let ours = same_epoch && lease.owner.as_ref() == Some(&write.owner);
     if ours && lease.seq < write.seq { Wrote::LaneChanged } else { Wrote::Lost }

@@ -38,6 +38,7 @@ fn session(id: &SessionId) -> Session {
         state: SessionState::Live,
         beat: 0,
         inbox: 0,
+        parked_inbox: 0,
         role: Role::Worker,
         host: "here".into(),
         pid: std::process::id(),

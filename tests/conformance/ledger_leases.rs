@@ -5,7 +5,7 @@ use super::{Fixture, cases};
 use bytes::Bytes;
 use cellhook::cell::{
     AddedId, Answer, Checkpoint, Epoch, Incarnation, Lease, LeaseWrite, Ledger, Name, SessionId, ShardId, ShardPause,
-    ShardRef, TriggerId,
+    ShardRef, TriggerId, Written,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +24,20 @@ cases! {
     a_write_without_a_lease_is_refused
     an_operator_sets_one_checkpoint_and_fences_the_owner
     thirty_two_triggers_fit_one_write
+}
+
+/// A write that must be accepted; gives the lease as it stands then.
+pub(super) async fn written(ledger: &Arc<dyn Ledger>, write: &LeaseWrite) -> Lease {
+    assert_eq!(ledger.write(write).await.unwrap(), Written::Accepted);
+    ledger.lease(&write.shard).await.unwrap().unwrap()
+}
+
+/// A write that must be refused; gives what the refusal told.
+pub(super) async fn unwritten(ledger: &Arc<dyn Ledger>, write: &LeaseWrite) -> Option<Lease> {
+    match ledger.write(write).await.unwrap() {
+        Written::Refused(lease) => lease,
+        Written::Accepted => panic!("{write:?} was accepted"),
+    }
 }
 
 pub(super) fn shard(source: &str, shard: u32) -> ShardRef {
@@ -113,7 +127,7 @@ async fn a_claim_keeps_the_checkpoints_and_starts_the_seq_anew(fixture: Arc<dyn 
     };
     let checkpoints = points([("t1", full), ("t2", Checkpoint::default())]);
     let write = LeaseWrite { checkpoints: checkpoints.clone(), seq: 5, ..next(&first) };
-    let written = accepted(ledger.write(&write).await.unwrap());
+    let written = written(&ledger, &write).await;
     assert_eq!(written, Lease { seq: 5, checkpoints: checkpoints.clone(), ..first });
     let second = accepted(claim(&ledger, &shard, "you", Some(&written)).await);
     assert_eq!(second, Lease { owner: Some(id("you")), epoch: Epoch(2), seq: 0, checkpoints, ..written });
@@ -161,15 +175,15 @@ async fn a_write_moves_its_triggers_and_no_others(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let lease = accepted(claim(&ledger, &shard("trips", 3), "me", None).await);
     let first = LeaseWrite { checkpoints: points([("t1", at(5)), ("t2", at(7))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&first).await.unwrap());
+    let lease = written(&ledger, &first).await;
     assert_eq!((lease.seq, &lease.checkpoints), (1, &first.checkpoints));
     let paused = Checkpoint { paused: Some(ShardPause { generation: 0, reason: String::new() }), ..at(9) };
     let second = LeaseWrite { checkpoints: points([("t2", paused.clone()), ("t3", at(0))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&second).await.unwrap());
+    let lease = written(&ledger, &second).await;
     let wanted = points([("t1", at(5)), ("t2", paused), ("t3", at(0))]);
     assert_eq!((lease.seq, &lease.checkpoints), (2, &wanted));
     let unpaused = LeaseWrite { checkpoints: points([("t2", at(9))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&unpaused).await.unwrap());
+    let lease = written(&ledger, &unpaused).await;
     assert_eq!(lease.checkpoints[&TriggerId::from_stored("t2")], at(9), "a checkpoint is replaced whole");
     assert_eq!(ledger.lease(&lease.shard).await.unwrap(), Some(lease));
 }
@@ -180,7 +194,7 @@ async fn a_write_needs_owner_epoch_and_a_higher_seq(fixture: Arc<dyn Fixture>) {
     let first = accepted(claim(&ledger, &shard, "me", None).await);
     let lease = accepted(claim(&ledger, &shard, "me", Some(&first)).await);
     let write = LeaseWrite { checkpoints: points([("t", at(1))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&write).await.unwrap());
+    let lease = written(&ledger, &write).await;
     let good = LeaseWrite { checkpoints: points([("t", at(2))]), ..next(&lease) };
     let bad = [
         ("the same again", LeaseWrite { checkpoints: points([("t", at(2))]), ..write }),
@@ -190,25 +204,25 @@ async fn a_write_needs_owner_epoch_and_a_higher_seq(fixture: Arc<dyn Fixture>) {
         ("a coming epoch", LeaseWrite { epoch: Epoch(3), ..good.clone() }),
     ];
     for (what, write) in bad {
-        assert_eq!(refused(ledger.write(&write).await.unwrap()), Some(lease.clone()), "{what}");
+        assert_eq!(unwritten(&ledger, &write).await, Some(lease.clone()), "{what}");
     }
     assert_eq!(ledger.lease(&shard).await.unwrap(), Some(lease));
     let far = LeaseWrite { seq: 1_000, ..good };
-    assert_eq!(accepted(ledger.write(&far).await.unwrap()).seq, 1_000, "higher is enough");
+    assert_eq!(written(&ledger, &far).await.seq, 1_000, "higher is enough");
 }
 
 async fn no_low_water_falls(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let lease = accepted(claim(&ledger, &shard("trips", 3), "me", None).await);
     let write = LeaseWrite { checkpoints: points([("a", at(10)), ("b", at(99))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&write).await.unwrap());
+    let lease = written(&ledger, &write).await;
     // 9 and 100: as texts they would compare the other way round.
     for falling in [points([("a", at(9))]), points([("a", at(100)), ("b", at(98))])] {
         let write = LeaseWrite { checkpoints: falling, ..next(&lease) };
-        assert_eq!(refused(ledger.write(&write).await.unwrap()), Some(lease.clone()));
+        assert_eq!(unwritten(&ledger, &write).await, Some(lease.clone()));
     }
     let same = LeaseWrite { checkpoints: points([("a", at(10)), ("b", at(100))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&same).await.unwrap());
+    let lease = written(&ledger, &same).await;
     assert_eq!(lease.checkpoints, same.checkpoints);
 }
 
@@ -216,10 +230,10 @@ async fn a_release_removes_the_owner(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let lease = accepted(claim(&ledger, &shard("trips", 3), "me", None).await);
     let write = LeaseWrite { checkpoints: points([("a", at(10))]), release: true, ..next(&lease) };
-    let free = accepted(ledger.write(&write).await.unwrap());
+    let free = written(&ledger, &write).await;
     assert_eq!(free, Lease { owner: None, seq: 1, checkpoints: write.checkpoints.clone(), ..lease.clone() });
     let late = LeaseWrite { seq: 9, ..write };
-    assert_eq!(refused(ledger.write(&late).await.unwrap()), Some(free.clone()), "its word no longer counts");
+    assert_eq!(unwritten(&ledger, &late).await, Some(free.clone()), "its word no longer counts");
     let stale = Lease { owner: Some(id("me")), ..free.clone() };
     assert_eq!(refused(claim(&ledger, &free.shard, "you", Some(&stale)).await), Some(free.clone()));
     let taken = accepted(claim(&ledger, &free.shard, "you", Some(&free)).await);
@@ -230,7 +244,7 @@ async fn a_write_without_a_lease_is_refused(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let lease = accepted(claim(&ledger, &shard("trips", 3), "me", None).await);
     let absent = LeaseWrite { shard: shard("trips", 4), checkpoints: points([("a", at(1))]), ..next(&lease) };
-    assert_eq!(refused(ledger.write(&absent).await.unwrap()), None);
+    assert_eq!(unwritten(&ledger, &absent).await, None);
     assert_eq!(ledger.lease(&absent.shard).await.unwrap(), None);
 }
 
@@ -242,7 +256,7 @@ async fn an_operator_sets_one_checkpoint_and_fences_the_owner(fixture: Arc<dyn F
 
     let lease = accepted(claim(&ledger, &shard, "me", None).await);
     let write = LeaseWrite { checkpoints: points([("a", at(10)), ("b", at(20))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&write).await.unwrap());
+    let lease = written(&ledger, &write).await;
     for stale in [0, 2] {
         let answer = ledger.operate(&shard, Epoch(stale), &trigger, &at(3)).await.unwrap();
         assert_eq!(refused(answer), Some(lease.clone()));
@@ -251,7 +265,7 @@ async fn an_operator_sets_one_checkpoint_and_fences_the_owner(fixture: Arc<dyn F
     assert_eq!((after.epoch, &after.owner), (Epoch(2), &None));
     assert_eq!(after.checkpoints, points([("a", at(3)), ("b", at(20))]), "a rewind may go back, of one trigger");
     let late = LeaseWrite { checkpoints: points([("a", at(11))]), ..next(&lease) };
-    assert_eq!(refused(ledger.write(&late).await.unwrap()), Some(after.clone()));
+    assert_eq!(unwritten(&ledger, &late).await, Some(after.clone()));
 
     let unheld = accepted(ledger.operate(&shard, Epoch(2), &TriggerId::from_stored("c"), &at(1)).await.unwrap());
     assert_eq!((unheld.epoch, unheld.checkpoints.len()), (Epoch(3), 3), "nor is an owner needed, or the trigger");
@@ -271,7 +285,7 @@ async fn thirty_two_triggers_fit_one_write(fixture: Arc<dyn Fixture>) {
             lease.checkpoints.keys().map(|trigger| (trigger.clone(), full.clone())).collect()
         };
         let write = LeaseWrite { checkpoints, ..next(&lease) };
-        lease = accepted(ledger.write(&write).await.unwrap());
+        lease = written(&ledger, &write).await;
         assert_eq!(lease.checkpoints, write.checkpoints);
     }
 }

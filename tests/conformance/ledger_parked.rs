@@ -1,7 +1,7 @@
 //! `Ledger`: parked cells, by the owner together with its checkpoint, and by an operator.
 
-use super::ledger_leases::{at, claim, id, next, points, shard};
-use super::ledger_sessions::{accepted, refused};
+use super::ledger_leases::{at, claim, id, next, points, shard, unwritten, written};
+use super::ledger_sessions::accepted;
 use super::{Fixture, cases};
 use cellhook::cell::{
     AddedId, Lane, LaneChange, LaneKind, Lease, LeaseWrite, Ledger, Millis, Parked, ParkedState, TriggerId,
@@ -57,7 +57,7 @@ async fn held(ledger: &Arc<dyn Ledger>) -> Lease {
 
 /// Writes lane changes by the owner; gives the lease after it.
 async fn write(ledger: &Arc<dyn Ledger>, lease: &Lease, lanes: Vec<LaneChange>) -> Lease {
-    accepted(ledger.write(&LeaseWrite { lanes, ..next(lease) }).await.unwrap())
+    written(ledger, &LeaseWrite { lanes, ..next(lease) }).await
 }
 
 async fn all(ledger: &Arc<dyn Ledger>, lane: &Lane) -> Vec<Parked> {
@@ -74,10 +74,10 @@ async fn cells_are_parked_with_their_checkpoint(fixture: Arc<dyn Fixture>) {
     assert_eq!(all(&ledger, &active()).await, []);
     let lanes = vec![LaneChange::Put(retrying(2)), LaneChange::Put(retrying(1))];
     let write = LeaseWrite { lanes, checkpoints: points([("t", at(2))]), ..next(&lease) };
-    let after = accepted(ledger.write(&write).await.unwrap());
+    let after = written(&ledger, &write).await;
     assert_eq!(after, Lease { seq: 1, checkpoints: write.checkpoints.clone(), ..lease });
     assert_eq!(all(&ledger, &active()).await, [retrying(1), retrying(2)]);
-    assert_eq!(refused(ledger.write(&write).await.unwrap()), Some(after), "once");
+    assert_eq!(unwritten(&ledger, &write).await, Some(after), "once");
 }
 
 async fn what_is_parked_comes_back_whole(fixture: Arc<dyn Fixture>) {
@@ -152,7 +152,7 @@ async fn a_refused_lane_change_keeps_the_checkpoint(fixture: Arc<dyn Fixture>) {
     for change in [LaneChange::Update(stale.clone()), LaneChange::Delete(stale), LaneChange::Delete(retrying(2))] {
         let lanes = vec![LaneChange::Put(retrying(8)), change];
         let write = LeaseWrite { lanes, checkpoints: points([("t", at(9))]), ..next(&lease) };
-        let found = refused(ledger.write(&write).await.unwrap()).unwrap();
+        let found = unwritten(&ledger, &write).await.unwrap();
         assert_eq!(found, lease, "it still satisfies the write's condition, which so tells what was refused");
     }
     assert_eq!(all(&ledger, &active()).await, [retrying(1)], "and the other change was not made either");
@@ -163,7 +163,7 @@ async fn a_refused_checkpoint_keeps_the_lane(fixture: Arc<dyn Fixture>) {
     let lease = held(&ledger).await;
     let lanes = vec![LaneChange::Put(retrying(1))];
     let write = LeaseWrite { lanes, checkpoints: points([("t", at(9))]), ..next(&lease) };
-    let lease = accepted(ledger.write(&write).await.unwrap());
+    let lease = written(&ledger, &write).await;
     let lanes = vec![LaneChange::Put(retrying(2)), LaneChange::Delete(retrying(1))];
     let good = LeaseWrite { lanes, ..next(&lease) };
     let bad = [
@@ -173,13 +173,13 @@ async fn a_refused_checkpoint_keeps_the_lane(fixture: Arc<dyn Fixture>) {
         LeaseWrite { checkpoints: points([("t", at(8))]), ..good.clone() },
     ];
     for write in bad {
-        assert_eq!(refused(ledger.write(&write).await.unwrap()), Some(lease.clone()));
+        assert_eq!(unwritten(&ledger, &write).await, Some(lease.clone()));
         assert_eq!(all(&ledger, &active()).await, [retrying(1)]);
     }
     let absent = LeaseWrite { shard: shard("trips", 4), ..good.clone() };
-    assert_eq!(refused(ledger.write(&absent).await.unwrap()), None);
+    assert_eq!(unwritten(&ledger, &absent).await, None);
     let release = LeaseWrite { release: true, ..good };
-    assert_eq!(accepted(ledger.write(&release).await.unwrap()).owner, None);
+    assert_eq!(written(&ledger, &release).await.owner, None);
     assert_eq!(all(&ledger, &active()).await, [retrying(2)]);
 }
 

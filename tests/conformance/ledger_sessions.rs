@@ -1,7 +1,7 @@
 //! `Ledger`: sessions.
 
 use super::{Fixture, cases};
-use cellhook::cell::{Answer, Ledger, Millis, Name, Role, Session, SessionId, SessionState};
+use cellhook::cell::{Answer, Ledger, Millis, Name, Nudge, Role, Session, SessionId, SessionState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -38,6 +38,7 @@ fn session(id: &str) -> Session {
         state: SessionState::Live,
         beat: 0,
         inbox: 0,
+        parked_inbox: 0,
         role: Role::Worker,
         host: "höst".into(),
         pid: 4711,
@@ -130,10 +131,14 @@ async fn an_owner_without_item_gets_a_dead_one(fixture: Arc<dyn Fixture>) {
 async fn a_nudge_reaches_who_is_there(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let id = open(&ledger, "one").await;
-    ledger.nudge(&id).await.unwrap();
-    ledger.nudge(&id).await.unwrap();
-    assert_eq!(accepted(ledger.beat(&id).await.unwrap()), Session { beat: 1, inbox: 2, ..session("one") });
-    ledger.nudge(&SessionId::from_stored("absent")).await.unwrap();
+    for about in [Nudge::Leases, Nudge::Parked, Nudge::Leases] {
+        ledger.nudge(&id, about).await.unwrap();
+    }
+    assert_eq!(
+        accepted(ledger.beat(&id).await.unwrap()),
+        Session { beat: 1, inbox: 2, parked_inbox: 1, ..session("one") }
+    );
+    ledger.nudge(&SessionId::from_stored("absent"), Nudge::Leases).await.unwrap();
     assert_eq!(ledger.sessions().await.unwrap().len(), 1, "a nudge makes no session");
 }
 

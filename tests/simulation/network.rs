@@ -328,8 +328,8 @@ impl Ledger for FarLedger {
     fn declare_dead<'a>(&'a self, id: &'a SessionId, seen: Option<u64>) -> Out<'a, Answer<Session>> {
         far!(self, declare_dead(id: id.clone() => &id, seen: seen => seen))
     }
-    fn nudge<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
-        far!(self, nudge(id: id.clone() => &id))
+    fn nudge<'a>(&'a self, id: &'a SessionId, about: Nudge) -> Out<'a, ()> {
+        far!(self, nudge(id: id.clone() => &id, about: about => about))
     }
     fn sessions(&self) -> Out<'_, Vec<Session>> {
         far!(self, sessions())
@@ -373,7 +373,7 @@ impl Ledger for FarLedger {
             seen: seen.cloned() => seen.as_ref()
         ))
     }
-    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Answer<Lease>> {
+    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {
         far!(self, write(write: write.clone() => &write))
     }
     fn operate<'a>(

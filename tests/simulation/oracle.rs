@@ -322,8 +322,8 @@ impl Ledger for Oracle {
             Ok(answer)
         })
     }
-    fn nudge<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
-        self.inner.nudge(id)
+    fn nudge<'a>(&'a self, id: &'a SessionId, about: Nudge) -> Out<'a, ()> {
+        self.inner.nudge(id, about)
     }
     fn sessions(&self) -> Out<'_, Vec<Session>> {
         self.inner.sessions()
@@ -367,10 +367,10 @@ impl Ledger for Oracle {
             Ok(answer)
         })
     }
-    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Answer<Lease>> {
+    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {
         Box::pin(async move {
             let answer = self.inner.write(write).await?;
-            if matches!(answer, Answer::Accepted(_)) {
+            if answer == Written::Accepted {
                 self.wrote(write);
             }
             Ok(answer)

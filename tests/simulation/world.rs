@@ -473,7 +473,9 @@ impl World {
             }
         };
         if let Some(owner) = lease.owner {
-            self.oracle.nudge(&owner).await.unwrap();
+            for about in [Nudge::Leases, Nudge::Parked] {
+                self.oracle.nudge(&owner, about).await.unwrap();
+            }
         }
         let mut weather = self.weather.lock().unwrap();
         *weather.counts.entry(what).or_default() += 1;

@@ -5,8 +5,8 @@ use super::items::{self, Impossible, Item, n, s};
 use super::log::{QUERY_LIMIT, follow, unbuilt};
 use super::tables::GroupTables;
 use crate::cell::{
-    AddedId, Answer, Checkpoint, Epoch, ErrorKind, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Out,
-    Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord, TriggerState,
+    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Nudge, Out,
+    Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord, TriggerState, Written,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -329,11 +329,13 @@ impl Ledger for DynamoLedger {
         Box::pin(self.update(change, items::session))
     }
 
-    fn nudge<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
-        let mut change = Change::of(items::session_key(id))
-            .name("#inbox", "inbox")
-            .value(":one", n(1))
-            .on("attribute_exists(#inbox)");
+    fn nudge<'a>(&'a self, id: &'a SessionId, about: Nudge) -> Out<'a, ()> {
+        let inbox = match about {
+            Nudge::Leases => "inbox",
+            Nudge::Parked => "parked_inbox",
+        };
+        let mut change =
+            Change::of(items::session_key(id)).name("#inbox", inbox).value(":one", n(1)).on("attribute_exists(#inbox)");
         change.add = Some("#inbox :one");
         Box::pin(async move { self.update(change, items::session).await.map(|_| ()) })
     }
@@ -441,33 +443,29 @@ impl Ledger for DynamoLedger {
         Box::pin(self.update(change, items::lease))
     }
 
-    /// Accepted with lane changes, the lease is read once more to answer: a transaction brings none.
-    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Answer<Lease>> {
+    /// Refused on account of a lane, the lease is read once more to answer: a transaction brings only what refused it.
+    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {
         Box::pin(async move {
             let change = Self::lease_change(write);
+            let written = |answer| match answer {
+                Answer::Accepted(_) => Written::Accepted,
+                Answer::Refused(lease) => Written::Refused(lease),
+            };
             if write.lanes.is_empty() {
-                return self.update(change, items::lease).await;
+                return self.update(change, items::lease).await.map(written);
             }
             let mut actions = vec![change.action(&self.tables.control)?];
             for change in &write.lanes {
                 actions.push(self.lane_action(change)?);
             }
             match self.transact(actions).await?.map(|reasons| reasons.into_iter().next()) {
-                None => match self.read_lease(&write.shard).await {
-                    Ok(Some(lease)) => Ok(Answer::Accepted(lease)),
-                    // Applied, but this cannot be told with the lease: what is said must leave that open.
-                    Ok(None) => Err(StoreError {
-                        kind: ErrorKind::Unanswered,
-                        table: self.tables.control.clone(),
-                        operation: "GetItem",
-                        source: Some("the lease is gone right after it was written".into()),
-                    }),
-                    Err(error) => Err(StoreError { kind: ErrorKind::Unanswered, ..error }),
-                },
-                Some(Some(Reason::Refused(item))) => self.refused(item, "TransactWriteItems", items::lease),
+                None => Ok(Written::Accepted),
+                Some(Some(Reason::Refused(item))) => {
+                    self.refused(item, "TransactWriteItems", items::lease).map(written)
+                }
                 // Not "a lane was refused": an earlier copy of this write may be what holds the lease.
                 Some(Some(Reason::Other(error))) => Err(error),
-                Some(_) => Ok(Answer::Refused(self.read_lease(&write.shard).await?)),
+                Some(_) => Ok(Written::Refused(self.read_lease(&write.shard).await?)),
             }
         })
     }

@@ -275,7 +275,7 @@ async fn a_lease_that_is_held_by_a_transaction_is_no_refusal() {
         assert_eq!(error.unwrap_err().kind, kind, "half of it may be an earlier copy of itself");
     }
     let refused = Fault::canceled(&["ConditionalCheckFailed", "TransactionConflict"]).ledger().write(&write).await;
-    assert_eq!(refused.unwrap(), Answer::Refused(None), "the lease itself was looked at");
+    assert_eq!(refused.unwrap(), crate::cell::Written::Refused(None), "the lease itself was looked at");
     let refused = Fault::canceled(&["ConditionalCheckFailed"]).ledger().operate_parked(&lanes).await;
     assert!(!refused.unwrap());
 }

@@ -1,8 +1,8 @@
 //! One group in memory.
 
 use crate::cell::{
-    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Out, Parked,
-    Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState,
+    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Nudge, Out,
+    Parked, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState, Written,
 };
 use std::{
     collections::BTreeMap,
@@ -80,22 +80,21 @@ impl Tables {
         };
     }
 
-    fn write(&mut self, write: &LeaseWrite) -> Answer<Lease> {
+    fn write(&mut self, write: &LeaseWrite) -> Written {
         let lanes = write.lanes.iter().all(|change| self.lane_allows(change));
-        let Some(lease) = self.leases.get_mut(&write.shard) else { return Answer::Refused(None) };
+        let Some(lease) = self.leases.get_mut(&write.shard) else { return Written::Refused(None) };
         if !lanes || !allows(lease, write) {
-            return Answer::Refused(Some(lease.clone()));
+            return Written::Refused(Some(lease.clone()));
         }
         lease.seq = write.seq;
         lease.checkpoints.extend(write.checkpoints.iter().map(|(id, checkpoint)| (id.clone(), checkpoint.clone())));
         if write.release {
             lease.owner = None;
         }
-        let lease = lease.clone();
         for change in &write.lanes {
             self.change_lane(change);
         }
-        Answer::Accepted(lease)
+        Written::Accepted
     }
 }
 
@@ -141,8 +140,12 @@ impl Ledger for MemoryLedger {
         ready(tables.session(id, condition, |s| s.state = SessionState::Dead))
     }
 
-    fn nudge<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
-        let _ = self.tables().session(id, |_| true, |s| s.inbox += 1);
+    fn nudge<'a>(&'a self, id: &'a SessionId, about: Nudge) -> Out<'a, ()> {
+        let bump = |session: &mut Session| match about {
+            Nudge::Leases => session.inbox += 1,
+            Nudge::Parked => session.parked_inbox += 1,
+        };
+        let _ = self.tables().session(id, |_| true, bump);
         ready(())
     }
 
@@ -226,7 +229,7 @@ impl Ledger for MemoryLedger {
         ready(Answer::Accepted(lease))
     }
 
-    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Answer<Lease>> {
+    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {
         ready(self.tables().write(write))
     }
 

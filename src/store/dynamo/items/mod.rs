@@ -8,7 +8,7 @@
 //! | `log` | a segment | `shard` N, `last` N | `n` N, `cells` B, `created_at` N ms |
 //! | `tips` | a tip | `bucket` N, `shard` N | `tip` N, `created_at` N ms, `trimmed_to` N |
 //! | `tips` | the datastore | `bucket` N = -1, `shard` N = -1 | `schema` N, `name` S, `shards` N, `incarnation` S, `hash` S, `segment_formats` NS, `groups` SS? |
-//! | `control` | a session | `scope` S `sessions`, `item` S its id | `state` S, `beat` N, `inbox` N, `role` S, `host` S, `pid` N, `version` S, `length_ms` N, `started_at` N ms, `sources` SS? |
+//! | `control` | a session | `scope` S `sessions`, `item` S its id | `state` S, `beat` N, `inbox` N, `parked_inbox` N, `role` S, `host` S, `pid` N, `version` S, `length_ms` N, `started_at` N ms, `sources` SS? |
 //! | `control` | a trigger | `scope` S `triggers`, `item` S its name | `id` S, `name` S, `source` S, `incarnation` S, `state` S, `reason` S?, `generation` N, `revision` N, `start` B? LEB128 |
 //! | `control` | a retired trigger | `scope` S `retired`, `item` S its id | the same |
 //! | `control` | a lease | `scope` S `leases/{shard mod 16}`, `item` S `source/shard`, 5 digits | `incarnation` S, `owner` S?, `epoch` N, `seq` N, `checkpoints` M by trigger id |
