@@ -50,3 +50,8 @@ Examples:
   cellhook triggers
   cellhook triggers pause bill_rider --reason 'the bank is closed'
   cellhook triggers resume bill_rider";
+
+pub(super) const BENCH: &str = "\
+Examples:
+  cellhook bench
+  cellhook bench --only catch-up --only latency --seconds 10 --json";

@@ -6,6 +6,7 @@
 // They panic when nobody listens: see `output`.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
+mod bench;
 mod check;
 mod crew;
 mod examples;
@@ -76,13 +77,16 @@ enum Verb {
     /// Registered triggers: list, pause, resume.
     #[command(after_help = examples::TRIGGERS)]
     Triggers(triggers::Args),
+    /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
+    #[command(after_help = examples::BENCH)]
+    Bench(bench::Args),
 }
 
 impl Verb {
     /// Whether it changes anything.
     fn changes(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) => true,
+            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
             Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
@@ -115,7 +119,7 @@ pub fn main() -> ExitCode {
 
 fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
     let mut runtime = match verb {
-        Verb::Run(_) => tokio::runtime::Builder::new_multi_thread(),
+        Verb::Run(_) | Verb::Bench(_) => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build()?;
@@ -131,6 +135,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Shards(args) => shards::shards(context, args).await,
             Verb::Parked(args) => parked::parked(context, args).await,
             Verb::Triggers(args) => triggers::triggers(context, args).await,
+            Verb::Bench(args) => bench::bench(context, args).await,
         }
     });
     // A thread that blocks on stdin must not keep the process.
