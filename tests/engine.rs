@@ -395,3 +395,89 @@ async fn a_worker_that_leaves_tells_nothing_of_its_shards_any_more() {
     worker.leave().await;
     assert_eq!(standings.read().len(), 0);
 }
+
+/// Puts a cell of a new row every tenth of a second, and remembers when.
+async fn trickle(cells: Cells, put: Arc<Mutex<BTreeMap<String, Instant>>>) {
+    for i in 0_u64.. {
+        let row = format!("trickle-{i}");
+        let key = CellKey { row_key: row.as_str().into(), column: "C".into(), ref_key: i };
+        put.lock().unwrap().insert(row, Instant::now());
+        cells.put(vec![NewCell { key, body: "1".into(), origin: None }]).await[0].as_ref().unwrap();
+        sleep(SECOND / 10).await;
+    }
+}
+
+/// The longest that a cell put between two moments has waited for its handler.
+fn longest(put: &BTreeMap<String, Instant>, handled: &Handled, from: Instant, to: Instant) -> Duration {
+    let handled: BTreeMap<String, Instant> = handled.lock().unwrap().iter().cloned().collect();
+    let within = put.iter().filter(|(_, at)| (from..to).contains(*at));
+    within.map(|(row, at)| *handled.get(row).expect("every cell is handled") - *at).max().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_leaves_is_followed_within_a_second_and_nothing_runs_twice() {
+    let group = Group::new(&[("trips", 16)]);
+    let (handler, handled) = good();
+    let spec = spec("a", "trips", handler);
+    let first = group.worker(&["trips"], 1 << 24, vec![spec.clone()]).await;
+    let second = group.worker(&["trips"], 1 << 24, vec![spec]).await;
+    let put = Arc::default();
+    let mut writer = JoinSet::new();
+    // The writer's process is neither's: both learn of a cell from the tips.
+    writer.spawn(trickle(Cells::new(group.logs[&name("trips")].clone()), Arc::clone(&put)));
+    sleep(120 * SECOND).await;
+    assert_eq!((first.watch.view.borrow().grants.len(), second.watch.view.borrow().grants.len()), (8, 8));
+    let from = Instant::now();
+    first.leave().await;
+    sleep(30 * SECOND).await;
+    writer.shutdown().await;
+    sleep(10 * SECOND).await;
+    assert_eq!(second.watch.view.borrow().grants.len(), 16);
+    let before = longest(&put.lock().unwrap(), &handled, from - 60 * SECOND, from);
+    let after = longest(&put.lock().unwrap(), &handled, from, Instant::now());
+    assert!(after <= before + SECOND, "{after:?} while it left, {before:?} before");
+    let calls = handled.lock().unwrap().len();
+    assert_eq!(calls, put.lock().unwrap().len(), "each once");
+    second.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_is_taken_over_within_the_bound() {
+    let group = Group::new(&[("trips", 16)]);
+    let (handler, handled) = good();
+    let spec = spec("a", "trips", handler);
+    for round in 0..5_u32 {
+        let first = group.worker(&["trips"], 1 << 24, vec![spec.clone()]).await;
+        let second = group.worker(&["trips"], 1 << 24, vec![spec.clone()]).await;
+        sleep(120 * SECOND + SECOND * round / 3).await;
+        assert_eq!(first.watch.view.borrow().grants.len(), 8);
+        let crash = Instant::now();
+        drop(first);
+        while second.watch.view.borrow().grants.len() < 16 {
+            sleep(SECOND / 10).await;
+        }
+        let lease::Config { session, heartbeat, membership, .. } = lease::Config::default();
+        let bound = session + heartbeat + 3 * membership;
+        assert!(crash.elapsed() <= bound, "{:?}, and the bound is {bound:?}", crash.elapsed());
+        second.put("trips", (0..50).map(|i| format!("round-{round}-{i}")), 10).await;
+        until(&handled, 50 * (round as usize + 1), 10 * SECOND).await;
+        second.leave().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn four_thousand_shards_are_no_other_thing() {
+    let group = Group::new(&[("trips", 4096)]);
+    let (handler, handled) = good();
+    let spec = spec("a", "trips", handler);
+    let first = group.worker(&["trips"], 1 << 26, vec![spec.clone()]).await;
+    let second = group.worker(&["trips"], 1 << 26, vec![spec]).await;
+    sleep(300 * SECOND).await;
+    assert_eq!((first.watch.view.borrow().grants.len(), second.watch.view.borrow().grants.len()), (2048, 2048));
+    first.put("trips", rows(20_000), 10).await;
+    until(&handled, 20_000, 30 * SECOND).await;
+    second.leave().await;
+    sleep(30 * SECOND).await;
+    assert_eq!(first.watch.view.borrow().grants.len(), 4096);
+    first.leave().await;
+}
