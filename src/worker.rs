@@ -273,12 +273,12 @@ impl Worker {
                         kept
                     });
                     let Some(me) = now.session else { continue };
-                    for (shard, grant) in now.grants {
-                        if let Some(running) = running.get(&shard) {
+                    for (shard, grant) in &*now.grants {
+                        if let Some(running) = running.get(shard) {
                             running.grant.send_if_modified(|known| {
-                                let changed = *known != grant;
+                                let changed = known != grant;
                                 if changed {
-                                    *known = grant;
+                                    *known = grant.clone();
                                 }
                                 changed
                             });
@@ -289,7 +289,7 @@ impl Worker {
                             continue;
                         }
                         let epoch = grant.lease.epoch;
-                        let (sender, receiver) = watch::channel(grant);
+                        let (sender, receiver) = watch::channel(grant.clone());
                         let task = Shard {
                             shard: shard.clone(),
                             cells: cells.clone(),
@@ -307,7 +307,7 @@ impl Worker {
                         };
                         let task = tasks.spawn(future);
                         names.insert(task.id(), (shard.clone(), epoch));
-                        running.insert(shard, Running { grant: sender, task });
+                        running.insert(shard.clone(), Running { grant: sender, task });
                     }
                     metrics::shards_held(running.len());
                     held_sender.send_if_modified(|held| {

@@ -70,11 +70,11 @@ impl Observer {
         triggers.look(&view.triggers, Instant::now());
         let mut sums: BTreeMap<Name, Sum> = triggers.known.iter().map(|name| (name.clone(), Sum::default())).collect();
         drop(triggers);
-        for standings in self.watch.standings.read().values() {
+        self.watch.standings.each(|_, standings| {
             for (name, standing) in standings {
                 sums.entry(name.clone()).or_default().add(standing);
             }
-        }
+        });
         for record in missing(&view, &sums) {
             sums.insert(record.name.clone(), self.idle(&view, record));
         }
@@ -101,16 +101,16 @@ impl Observer {
         let missing: Vec<String> = self.triggers().overdue(now).map(ToString::to_string).collect();
         let mut stopped: BTreeMap<String, String> = view.stopped.iter().map(told).collect();
         let mut paused: BTreeMap<String, String> = view.triggers.iter().filter_map(pause).collect();
-        for (shard, standings) in self.watch.standings.read() {
+        self.watch.standings.each(|shard, standings| {
             for (name, standing) in standings {
-                if let Some(reason) = standing.stopped {
-                    stopped.insert(shard.to_string(), reason);
+                if let Some(reason) = &standing.stopped {
+                    stopped.insert(shard.to_string(), reason.clone());
                 }
-                if let Some(reason) = standing.paused {
-                    paused.insert(format!("{name} on {shard}"), reason);
+                if let Some(reason) = &standing.paused {
+                    paused.insert(format!("{name} on {shard}"), reason.clone());
                 }
             }
-        }
+        });
         let held = view.grants.len();
         let ready = view.counted && held >= view.wanted && stopped.is_empty() && missing.is_empty();
         let details = json!({

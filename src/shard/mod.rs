@@ -85,7 +85,8 @@ impl Shard {
         let epoch = grant.borrow().lease.epoch;
         let _silence = Silence(shared.standings.clone(), shard.clone(), epoch);
         let home = Arc::new(Home { shard, cells, me, shared });
-        Work::new(home, grant, triggers).run().await
+        // In a box: what an async function takes by value lies in its future twice, and shards come by the thousand.
+        Box::new(Work::new(home, grant, triggers)).run().await
     }
 }
 

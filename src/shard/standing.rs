@@ -26,7 +26,7 @@ pub struct Standing {
 }
 
 /// By trigger.
-pub(super) type Told = BTreeMap<Name, Standing>;
+pub(super) type Told = Vec<(Name, Standing)>;
 
 /// What all shards of this process tell.
 #[derive(Clone, Default)]
@@ -37,10 +37,17 @@ impl Standings {
         self.all().insert(shard.clone(), (epoch, told));
     }
 
+    /// Shows what was last told, without a copy of it.
+    pub fn each(&self, mut see: impl FnMut(&ShardRef, &[(Name, Standing)])) {
+        for (shard, (_, told)) in &*self.all() {
+            see(shard, told);
+        }
+    }
+
     /// As last told.
     #[must_use]
-    pub fn read(&self) -> BTreeMap<ShardRef, Told> {
-        self.all().iter().map(|(shard, (_, told))| (shard.clone(), told.clone())).collect()
+    pub fn read(&self) -> BTreeMap<ShardRef, BTreeMap<Name, Standing>> {
+        self.all().iter().map(|(shard, (_, told))| (shard.clone(), told.iter().cloned().collect())).collect()
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<ShardRef, (Epoch, Told)>> {

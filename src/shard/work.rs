@@ -5,7 +5,7 @@ use super::{
     pause::pause,
     read_lane,
     ring::{self, Ring},
-    standing::Standing,
+    standing::{Standing, Told},
     start::{NoStart, Started, start},
     write::{Trouble, Wrote, write},
 };
@@ -50,7 +50,7 @@ const TOLD: Duration = Duration::from_millis(500);
 /// Work on the lease or the lanes; one at a time.
 enum Books {
     Started(Started),
-    Wrote(Wrote, LeaseWrite),
+    Wrote(Wrote),
     Looked(Result<Vec<(u64, Vec<Parked>)>, StoreError>),
 }
 
@@ -80,6 +80,7 @@ pub(super) struct Work {
     /// The triggers that shall be at work here.
     wanted: Vec<Arc<Trigger>>,
     records: Arc<[TriggerRecord]>,
+    /// With the checkpoints of those triggers that are not at work here.
     lease: Lease,
     epoch: Epoch,
     /// `seq` of the last write; every write has one of its own.
@@ -182,7 +183,7 @@ impl Work {
         work
     }
 
-    pub(super) async fn run(mut self) -> Ended {
+    pub(super) async fn run(mut self: Box<Self>) -> Ended {
         let mut trouble = self.trouble.subscribe();
         let mut foreign = self.home.shared.foreign.clone();
         let mut others = self.home.shared.budget.waiting();
@@ -204,17 +205,18 @@ impl Work {
                     }
                 }
                 Some(books) = &mut self.books, if self.booking => {
-                    self.booking = false;
+                    // What has ended is let go of: it holds memory, in each of thousands of idle shards.
+                    (self.books, self.booking) = (None.into(), false);
                     if let Some(ended) = self.book(books, self::now()) {
                         return ended;
                     }
                 }
                 Some((after, paid, result)) = &mut self.read, if self.reading => {
-                    self.reading = false;
+                    (self.read, self.reading) = (None.into(), false);
                     self.on_read(after, paid, result);
                 }
                 Some(paid) = &mut self.room, if self.waiting => {
-                    self.waiting = false;
+                    (self.room, self.waiting) = (None.into(), false);
                     self.paid = Some(paid);
                 }
                 Some((number, permit)) = self.slots.next(), if !self.slots.is_empty() => {
@@ -283,7 +285,7 @@ impl Work {
         if self.give_by.is_some() {
             self.drain(now);
         } else if safe {
-            self.cursors.retain(|_, held| !held.leaving || !held.is_idle());
+            self.dismiss();
             self.feed(now);
             if !self.is_foreign() {
                 self.start_calls(now);
@@ -302,6 +304,13 @@ impl Work {
         }
         self.start_pauses();
         self.tell(now);
+    }
+
+    /// Cursors that were to leave and have written everything go.
+    fn dismiss(&mut self) {
+        let gone = self.cursors.extract_if(.., |_, held| held.leaving && held.is_idle());
+        let gone = gone.map(|(_, held)| (held.cursor.trigger().record.id.clone(), held.cursor.checkpoint()));
+        self.lease.checkpoints.extend(gone);
     }
 
     /// Finishes what is in flight, until the deadline, and hands over.
@@ -613,8 +622,7 @@ impl Work {
         self.begin(
             async move {
                 let (ledger, fence) = (home.shared.ledger.clone(), home.shared.fence.clone());
-                let wrote = write(ledger, fence, &lease_write, &trouble).await;
-                Books::Wrote(wrote, lease_write)
+                Books::Wrote(write(ledger, fence, &lease_write, &trouble).await)
             }
             .boxed(),
         );
@@ -648,9 +656,7 @@ impl Work {
                 self.lease = lease;
                 return self.on_started(cursors, now);
             }
-            Books::Wrote(Wrote::Accepted, written) => {
-                self.lease.seq = written.seq;
-                self.lease.checkpoints.extend(written.checkpoints);
+            Books::Wrote(Wrote::Accepted) => {
                 self.lane_refusals = 0;
                 for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
                     held.cursor.written(now);
@@ -659,7 +665,7 @@ impl Work {
                     return Some(Ended::Released);
                 }
             }
-            Books::Wrote(Wrote::LaneChanged, _) => {
+            Books::Wrote(Wrote::LaneChanged) => {
                 for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
                     held.cursor.unsent(now);
                 }
@@ -672,7 +678,7 @@ impl Work {
                 }
                 self.start_look();
             }
-            Books::Wrote(Wrote::Lost, _) => return Some(Ended::Lost),
+            Books::Wrote(Wrote::Lost) => return Some(Ended::Lost),
             Books::Looked(Ok(all)) => {
                 for (number, parked) in all {
                     if let Some(held) = self.cursors.get_mut(&number) {
@@ -702,10 +708,15 @@ impl Work {
                 self.start_failures = 0;
                 self.start_error = None;
                 for mut cursor in cursors {
+                    self.lease.checkpoints.remove(&cursor.trigger().record.id);
                     follow(&mut cursor, &self.records);
                     let leaving = !self.wanted.iter().any(|trigger| Arc::ptr_eq(trigger, cursor.trigger()));
                     self.next_number += 1;
                     self.cursors.insert(self.next_number, Held { cursor, asked: false, leaving });
+                }
+                if self.lease.checkpoints.is_empty() {
+                    // An emptied map keeps its memory.
+                    self.lease.checkpoints = BTreeMap::new();
                 }
                 return None;
             }
@@ -753,11 +764,11 @@ impl Work {
             };
             (cursor.trigger().name.clone(), standing)
         });
-        let mut told: BTreeMap<_, _> = standings.collect();
+        let mut told: Told = standings.collect();
         if let Some(error) = &self.start_error {
             for trigger in self.missing() {
                 let standing = Standing { tip, stopped: Some(error.clone()), ..Standing::default() };
-                told.entry(trigger.name.clone()).or_insert(standing);
+                told.push((trigger.name.clone(), standing));
             }
         }
         shared.standings.tell(&self.home.shard, self.epoch, told);

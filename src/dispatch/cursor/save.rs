@@ -45,6 +45,12 @@ impl Cursor {
         (checkpoint, changes)
     }
 
+    /// What is durable of its work, when [all is](Cursor::is_clean).
+    #[must_use]
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.checkpoint_of(&self.window)
+    }
+
     fn checkpoint_of(&self, window: &Window) -> Checkpoint {
         #[cfg(feature = "planted")]
         if crate::cell::planted::is("checkpoint passes an unfinished cell") {
