@@ -285,7 +285,7 @@ fn no_config_tells_where_it_was_looked_for() {
 #[test]
 fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     let home = Home::with("");
-    let verbs = ["run", "init", "check", "put", "get", "tail", "trim", "shards", "parked", "triggers"];
+    let verbs = ["run", "init", "check", "put", "get", "tail", "trim", "shards", "parked", "triggers", "bench"];
     for verb in verbs {
         let help = home.run(&[verb, "--help"]).done();
         assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
@@ -710,4 +710,21 @@ fn a_paused_trigger_is_not_called_until_it_is_resumed() {
     home.until(&["shards"], lag_is_gone);
     assert_eq!(fs::read_to_string(home.path("out")).unwrap(), "called\n");
     home.run(&["triggers", "pause", "none", "--reason", "x"]).ended(4);
+}
+
+#[test]
+fn bench_prints_each_figure_and_leaves_nothing_behind() {
+    let home = Home::with("");
+    let place = home.path("place");
+    let dir = place.to_str().unwrap();
+    let small = ["bench", "--json", "--seconds", "1", "--cells", "2000", "--shards", "4", "--dir", dir];
+    let only = ["--only", "append", "--only", "single", "--only", "catch-up", "--only", "exec", "--only", "python"];
+    let figures = home.run(&[&small[..], &only[..]].concat()).done().objects();
+    let value = |figure: &Value, key: &str| figure[key].as_f64().unwrap_or(0.0);
+    assert_eq!(figures.len(), 7, "{figures:?}");
+    for figure in &figures {
+        assert!(value(figure, "value") > 0.0, "{figure}");
+        assert!(figure["bare"].is_null() || value(figure, "ratio") > 0.0, "{figure}");
+    }
+    assert_eq!(fs::read_dir(place).unwrap().count(), 0);
 }
