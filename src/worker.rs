@@ -15,7 +15,7 @@ use crate::{
     filter::{Filter, FilterError},
     lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View, nudge_all},
     metrics,
-    shard::{Foreign, Shard, Shared, Standings, Triggers},
+    shard::{Foreign, News, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
     tail,
 };
@@ -209,8 +209,7 @@ impl Worker {
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
         let Self { setup, coordinator, mut view, ended, triggers, shared, foreign } = self;
-        let (trigger_sender, trigger_receiver) =
-            watch::channel(Triggers { active: triggers.into(), records: Arc::new([]) });
+        let at_work = News::new(Triggers { active: triggers.into(), records: Arc::new([]) });
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
         let mut stopping: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let mut registering: OptionFuture<BoxFuture<'_, Registered>> = None.into();
@@ -259,7 +258,7 @@ impl Worker {
                 () = &mut coordination => break,
                 Ok(()) = view.changed() => {
                     let now = view.borrow_and_update().clone();
-                    trigger_sender.send_if_modified(|triggers| {
+                    at_work.change(|triggers| {
                         let changed = triggers.records != now.triggers;
                         triggers.records = now.triggers.clone();
                         changed
@@ -295,7 +294,7 @@ impl Worker {
                             cells: cells.clone(),
                             me: SessionId::clone(&me),
                             grant: receiver,
-                            triggers: trigger_receiver.clone(),
+                            triggers: at_work.follow(),
                             shared: shared.clone(),
                         };
                         let of = shard.clone();
@@ -318,7 +317,7 @@ impl Worker {
                     });
                 }
                 Some(Reload { triggers, answer }) = reload.recv(), if !is_registering => {
-                    let before = trigger_sender.borrow().active.clone();
+                    let before = at_work.get().active;
                     let setup = &setup;
                     is_registering = true;
                     let budget = &shared.budget;
@@ -328,12 +327,15 @@ impl Worker {
                 Some((registered, answer)) = &mut registering, if is_registering => {
                     is_registering = false;
                     let registered = registered.map(|after| {
-                        let before = trigger_sender.borrow().active.clone();
+                        let before = at_work.get().active;
                         retiring.extend(before.iter().filter(|old| !after.iter().any(|new| Arc::ptr_eq(old, new))).cloned());
                         let triggers = after.len();
                         // Those that leave finish what they hold, beyond the budget for that long.
                         shared.budget.share_among(triggers);
-                        trigger_sender.send_modify(|triggers| triggers.active = after.into());
+                        at_work.change(|triggers| {
+                            triggers.active = after.into();
+                            true
+                        });
                         triggers
                     });
                     // Whoever asked may have gone.
@@ -344,7 +346,7 @@ impl Worker {
                     let (gone, kept): (Vec<_>, Vec<_>) =
                         retiring.into_iter().partition(|trigger: &Arc<Trigger>| Arc::strong_count(trigger) == 1);
                     retiring = kept;
-                    let active = trigger_sender.borrow().active.clone();
+                    let active = at_work.get().active;
                     for trigger in gone {
                         // Only a handler that no other trigger took over has to stop.
                         if !active.iter().any(|other| Arc::ptr_eq(&other.handler, &trigger.handler)) {
@@ -357,7 +359,7 @@ impl Worker {
             }
         }
         tasks.shutdown().await;
-        let active = trigger_sender.borrow().active.clone();
+        let active = at_work.get().active;
         stopping.extend(active.iter().chain(&retiring).map(|trigger| trigger.handler.clone().stop()));
         while stopping.next().await.is_some() {}
     }

@@ -100,6 +100,12 @@ impl Budget {
         Pages(self.pages.acquire_many_owned(permits).await.ok())
     }
 
+    /// Whether anybody waits for bytes for a read.
+    #[must_use]
+    pub fn somebody_waits(&self) -> bool {
+        *self.waiting.borrow() > 0
+    }
+
     /// How many wait: those who keep what they could read again should give it back.
     #[must_use]
     pub fn waiting(&self) -> watch::Receiver<usize> {

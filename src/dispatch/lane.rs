@@ -62,6 +62,11 @@ impl LaneBook {
         self.out.len()
     }
 
+    /// Whether nothing waits to be written, or for the answer to its write.
+    pub(super) fn is_written(&self) -> bool {
+        self.out.is_empty() && self.sending.is_empty()
+    }
+
     /// Cells that leave the window with a write that is not yet accepted.
     pub(super) fn leaves(&self) -> usize {
         self.leaves

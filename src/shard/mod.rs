@@ -3,6 +3,7 @@
 //! Plain state and one `select!` over closed events ([`work`]); no locks, and no task a cell: calls are futures of this loop. At
 //! most one read of the log, and one write of the lease or one reading of the lanes, are under way at a time.
 
+mod news;
 mod pause;
 mod ring;
 mod standing;
@@ -16,6 +17,7 @@ use crate::{
     lease::{Ended, Fence, Grant},
     store::Cells,
 };
+pub use news::{Follower, News};
 use standing::Silence;
 pub use standing::{Standing, Standings};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -65,7 +67,7 @@ pub struct Shard {
     /// The lease, and whether to hand it over.
     pub grant: watch::Receiver<Grant>,
     /// What to call.
-    pub triggers: watch::Receiver<Triggers>,
+    pub triggers: Follower<Triggers>,
     /// What all share.
     pub shared: Shared,
 }

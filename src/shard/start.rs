@@ -35,9 +35,12 @@ impl From<TailError> for NoStart {
     }
 }
 
-/// Cursors that begin, and the lease as the last write left it.
+/// Cursors that begin, and what was written to that end.
 pub(super) struct Started {
-    pub(super) lease: Lease,
+    /// Of the last write.
+    pub(super) seq: u64,
+    /// The checkpoints that were written.
+    pub(super) fresh: BTreeMap<TriggerId, Checkpoint>,
     pub(super) cursors: Result<Vec<Cursor>, NoStart>,
 }
 
@@ -48,8 +51,9 @@ pub(super) async fn start(
     triggers: Vec<Arc<Trigger>>,
     trouble: &Trouble,
 ) -> Started {
-    let cursors = cursors(&home, &mut lease, &triggers, trouble).await;
-    Started { lease, cursors }
+    let mut written = BTreeMap::new();
+    let cursors = cursors(&home, &mut lease, &triggers, trouble, &mut written).await;
+    Started { seq: lease.seq, fresh: written, cursors }
 }
 
 async fn cursors(
@@ -57,6 +61,7 @@ async fn cursors(
     lease: &mut Lease,
     triggers: &[Arc<Trigger>],
     trouble: &Trouble,
+    written: &mut BTreeMap<TriggerId, Checkpoint>,
 ) -> Result<Vec<Cursor>, NoStart> {
     let tip = tail::newest(&**home.cells.log(), home.shard.shard).await?;
     home.cells.heard(home.shard.shard, tip);
@@ -91,7 +96,8 @@ async fn cursors(
         match write(home.shared.ledger.clone(), home.shared.fence.clone(), &lease_write, trouble).await {
             Wrote::Accepted => {
                 lease.seq = lease_write.seq;
-                lease.checkpoints.extend(lease_write.checkpoints);
+                lease.checkpoints.extend(lease_write.checkpoints.clone());
+                *written = lease_write.checkpoints;
             }
             Wrote::LaneChanged | Wrote::Lost => return Err(NoStart::Lost),
         }

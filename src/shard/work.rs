@@ -1,7 +1,7 @@
 //! The loop of a held shard.
 
 use super::{
-    Home, Triggers, active_lane,
+    Follower, Home, Triggers, active_lane,
     pause::pause,
     read_lane,
     ring::{self, Ring},
@@ -76,7 +76,7 @@ impl Held {
 pub(super) struct Work {
     home: Arc<Home>,
     grant: watch::Receiver<Grant>,
-    triggers: watch::Receiver<Triggers>,
+    triggers: Follower<Triggers>,
     /// The triggers that shall be at work here.
     wanted: Vec<Arc<Trigger>>,
     records: Arc<[TriggerRecord]>,
@@ -129,7 +129,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(home: Arc<Home>, mut grant: watch::Receiver<Grant>, triggers: watch::Receiver<Triggers>) -> Self {
+    pub(super) fn new(home: Arc<Home>, mut grant: watch::Receiver<Grant>, triggers: Follower<Triggers>) -> Self {
         let (lease, look, give_by) = {
             let grant = grant.borrow_and_update();
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
@@ -235,12 +235,7 @@ impl Work {
                     self.look_due |= grant.look > self.look;
                     self.look = grant.look;
                 }
-                changed = self.triggers.changed() => {
-                    if changed.is_err() {
-                        return Ended::Lost;
-                    }
-                    self.follow();
-                }
+                () = self.triggers.changed() => self.follow(),
                 Ok(()) = self.tip.changed() => { let _ = self.tip.borrow_and_update(); }
                 Ok(()) = trouble.changed() => {}
                 Ok(()) = foreign.changed() => {}
@@ -258,7 +253,7 @@ impl Work {
 
     /// Takes the triggers as they are now.
     fn follow(&mut self) {
-        let Triggers { active, records } = self.triggers.borrow_and_update().clone();
+        let Triggers { active, records } = self.triggers.get();
         let mine = active.iter().filter(|trigger| trigger.config.source == self.home.shard.source);
         self.wanted = mine.cloned().collect();
         self.records = records;
@@ -282,12 +277,19 @@ impl Work {
         for held in self.cursors.values_mut() {
             held.cursor.wake(now);
         }
+        // Before anything is written or handed over: a pause is stored by a chore of its own.
+        self.start_pauses();
+        let foreign = self.is_foreign();
+        if self.give_by.is_some() || foreign {
+            // Nothing more is read: the memory is the others'.
+            (self.room, self.waiting, self.paid) = (None.into(), false, None);
+        }
         if self.give_by.is_some() {
             self.drain(now);
         } else if safe {
             self.dismiss();
             self.feed(now);
-            if !self.is_foreign() {
+            if !foreign {
                 self.start_calls(now);
                 self.start_read(now);
             }
@@ -298,16 +300,24 @@ impl Work {
                 self.start_look();
             } else if self.write_due().is_some_and(|due| due <= now.instant) && !rests(self.write_rests) {
                 self.start_write(false);
-            } else if self.give_by.is_none() && !rests(self.start_rests) && self.missing().next().is_some() {
+            } else if self.may_start() && !rests(self.start_rests) {
                 self.start_cursors();
             }
         }
-        self.start_pauses();
         self.tell(now);
     }
 
-    /// Cursors that were to leave and have written everything go.
+    /// Whether cursors are missing that may be made. Not on tables that are another datastore's: their places mean nothing here.
+    fn may_start(&self) -> bool {
+        self.give_by.is_none() && !self.is_foreign() && self.missing().next().is_some()
+    }
+
+    /// Cursors that were to leave and have written everything go. Not while something is written or started: the one may be about
+    /// them, and the other has a copy of the checkpoints.
     fn dismiss(&mut self) {
+        if self.booking {
+            return;
+        }
         let gone = self.cursors.extract_if(.., |_, held| held.leaving && held.is_idle());
         let gone = gone.map(|(_, held)| (held.cursor.trigger().record.id.clone(), held.cursor.checkpoint()));
         self.lease.checkpoints.extend(gone);
@@ -345,7 +355,7 @@ impl Work {
         by(self.give_by.filter(|by| *by > now.instant));
         if !self.booking {
             by(self.write_due().map(|due| self.write_rests.map_or(due, |rests| rests.max(due))));
-            if self.give_by.is_none() && self.missing().next().is_some() {
+            if self.may_start() {
                 by(self.start_rests);
             }
         }
@@ -401,14 +411,18 @@ impl Work {
                     break;
                 }
             }
-            if let Some((chunk, _)) = self.ring.after(cursor.at())
-                && let Entry::Cells(cells) = &chunk.entry
-            {
-                cursor.learn(cells);
+            if let Some((chunk, _)) = self.ring.after(cursor.at()) {
+                match &chunk.entry {
+                    Entry::Cells(cells) => cursor.learn(cells),
+                    Entry::Trimmed { .. } | Entry::Damaged { .. } => cursor.learn_nothing(now),
+                }
             }
         }
         let coming = self.cursors.values().filter(|held| !held.leaving);
         self.ring.trim(coming.map(|held| held.cursor.at()));
+        if !self.ring.is_empty() && self.home.shared.budget.somebody_waits() {
+            self.shed();
+        }
     }
 
     /// Reads on for the next cursor in turn that wants what is not there.
@@ -651,9 +665,9 @@ impl Work {
 
     fn book(&mut self, books: Books, now: Now) -> Option<Ended> {
         match books {
-            Books::Started(Started { lease, cursors }) => {
-                self.seq = lease.seq;
-                self.lease = lease;
+            Books::Started(Started { seq, fresh, cursors }) => {
+                self.seq = seq;
+                self.lease.checkpoints.extend(fresh);
                 return self.on_started(cursors, now);
             }
             Books::Wrote(Wrote::Accepted) => {

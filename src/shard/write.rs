@@ -68,6 +68,15 @@ pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: &LeaseWr
         // No other write of this epoch has this number.
         return Wrote::Accepted;
     }
+    let falls = write
+        .checkpoints
+        .iter()
+        .any(|(id, checkpoint)| lease.checkpoints.get(id).is_some_and(|stored| stored.low > checkpoint.low));
+    if falls {
+        // What we believe of our own checkpoints is wrong. The shard is claimed anew, with the true ones.
+        tracing::error!(shard = %write.shard, "a low-water would have gone back; the shard begins anew");
+        return Wrote::Lost;
+    }
     let ours = same_epoch && lease.owner.as_ref() == Some(&write.owner);
     if ours && lease.seq < write.seq { Wrote::LaneChanged } else { Wrote::Lost }
 }

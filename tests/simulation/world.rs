@@ -10,7 +10,7 @@ use cellhook::{
     lease::{self, Identity},
     store::{Cells, memory::MemoryLog},
     tail,
-    worker::{Setup, TriggerSpec, Worker},
+    worker::{Reload, Setup, TriggerSpec, Worker},
 };
 use futures_util::future::BoxFuture;
 use std::{
@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -49,6 +49,8 @@ pub(super) struct Swarm {
     trim: f64,
     /// Chance a second that an operator touches parked cells, or rewinds a checkpoint.
     operate: f64,
+    /// Chance a second that a worker's config is read again, with some triggers changed.
+    reload: f64,
     /// Percent of attempts that fail.
     failing: u64,
 }
@@ -69,8 +71,8 @@ impl Swarm {
             garbled: chance(0.02),
             slow: chance(0.1),
         };
-        let (kill, freeze, stop, outage, trim, operate) =
-            (chance(0.05), chance(0.05), chance(0.03), chance(0.008), chance(0.05), chance(0.3));
+        let (kill, freeze, stop, outage, trim, operate, reload) =
+            (chance(0.05), chance(0.05), chance(0.03), chance(0.008), chance(0.05), chance(0.3), chance(0.2));
         Self {
             workers: rng.usize(2..=4),
             shards: rng.u32(3..=8),
@@ -87,6 +89,7 @@ impl Swarm {
             outage,
             trim,
             operate,
+            reload,
             failing: rng.u64(0..25),
         }
     }
@@ -204,6 +207,10 @@ impl Handler for Billing {
 }
 
 struct Host {
+    number: u32,
+    /// Its triggers, and how they are replaced.
+    specs: Vec<TriggerSpec>,
+    reloads: mpsc::Sender<Reload>,
     token: CancellationToken,
     freezer: SharedFreezer,
     task: tokio::task::AbortHandle,
@@ -286,9 +293,12 @@ impl World {
             })
         };
         let triggers = self.triggers(host);
+        let specs = triggers.clone();
+        let (reloads, reload) = mpsc::channel(1);
         let token = CancellationToken::new();
         let stop = token.clone();
         let life = async move {
+            let mut reload = Some(reload);
             loop {
                 let setup = Setup {
                     lease: lease::Config { drain_deadline: 20 * second, ..lease::Config::default() },
@@ -304,7 +314,7 @@ impl World {
                     wrap: Some(wrap.clone()),
                 };
                 match Worker::new(setup).await {
-                    Ok(worker) => return worker.run(stop, mpsc::channel(1).1).await,
+                    Ok(worker) => return worker.run(stop, reload.take().expect("once")).await,
                     Err(_) if stop.is_cancelled() => return,
                     Err(_) => sleep(second).await,
                 }
@@ -313,7 +323,16 @@ impl World {
         let life = Freezable { inner: Box::pin(life), freezer: freezer.clone() };
         self.weather.lock().unwrap().note(format_args!("host {host} is started"));
         let task = self.tasks.spawn(life);
-        self.hosts.push(Host { token, freezer, task, frozen_until: None, leaving: false });
+        self.hosts.push(Host {
+            number: host,
+            token,
+            freezer,
+            task,
+            specs,
+            reloads,
+            frozen_until: None,
+            leaving: false,
+        });
     }
 
     fn start_writer(&mut self, written: Arc<Mutex<usize>>) {
@@ -395,6 +414,20 @@ impl World {
             let host = &mut self.hosts[place];
             host.token.cancel();
             host.leaving = true;
+        }
+        if draw(swarm.reload) && !self.hosts.is_empty() {
+            count("reload");
+            let (place, kept) = (pick(self.hosts.len()), pick(4));
+            let fresh = self.triggers(self.hosts[place].number);
+            let host = &mut self.hosts[place];
+            for (i, (spec, fresh)) in host.specs.iter_mut().zip(fresh).enumerate() {
+                if i != kept {
+                    *spec = fresh;
+                }
+            }
+            // One that is not taken yet is as good as none.
+            let reload = Reload { triggers: host.specs.clone(), answer: oneshot::channel().0 };
+            let _ = host.reloads.try_send(reload);
         }
         if outage {
             count("outages");

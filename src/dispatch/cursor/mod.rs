@@ -287,6 +287,13 @@ impl Cursor {
         }
     }
 
+    /// What comes next says nothing of a time.
+    pub fn learn_nothing(&mut self, now: Now) {
+        if self.times.is_empty() {
+            self.times.push_back((self.at.next(), now.wall));
+        }
+    }
+
     /// Where it will read on, room or not.
     #[must_use]
     pub fn at(&self) -> AddedId {
@@ -489,6 +496,9 @@ impl Cursor {
         let (n, probe) = match self.trigger.breaker.as_ref().map(|breaker| breaker.gate(now.instant)) {
             None | Some(Gate::Go) => (n, false),
             Some(Gate::Probe) => {
+                if let Some(rate) = &self.trigger.rate {
+                    rate.give_back(n - 1);
+                }
                 self.choose_probe();
                 (1, true)
             }

@@ -20,7 +20,7 @@ impl Cursor {
     /// Whether everything that can be durable is.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.dirty_since.is_none() && self.book.pending() == 0
+        self.dirty_since.is_none() && self.book.is_written() && self.leaving.is_empty()
     }
 
     /// What to write: at most `room` lane changes, and the checkpoint that holds once they are stored.
