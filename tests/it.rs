@@ -3,6 +3,7 @@
 mod cli;
 mod conformance;
 mod engine;
+mod faults;
 mod handlers;
 mod house;
 mod kill;
