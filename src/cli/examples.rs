@@ -51,6 +51,13 @@ Examples:
   cellhook triggers pause bill_rider --reason 'the bank is closed'
   cellhook triggers resume bill_rider";
 
+pub(super) const CHECKPOINT: &str = "\
+Examples:
+  cellhook checkpoint show bill_rider
+  cellhook checkpoint rewind bill_rider --to 2026-11-21T03:00:00Z --dry-run
+  cellhook checkpoint rewind bill_rider --to 123 --shard 5
+  cellhook checkpoint skip bill_rider --shard 5 --added-id 123";
+
 pub(super) const BENCH: &str = "\
 Examples:
   cellhook bench

@@ -8,6 +8,7 @@
 
 mod bench;
 mod check;
+mod checkpoint;
 mod crew;
 mod examples;
 mod exit;
@@ -77,6 +78,9 @@ enum Verb {
     /// Registered triggers: list, pause, resume.
     #[command(after_help = examples::TRIGGERS)]
     Triggers(triggers::Args),
+    /// How far a trigger is on each shard: show it, set it back or forward, skip one cell.
+    #[command(after_help = examples::CHECKPOINT)]
+    Checkpoint(checkpoint::Args),
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
@@ -90,6 +94,7 @@ impl Verb {
             Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
+            Self::Checkpoint(args) => args.changes(),
         }
     }
 }
@@ -135,6 +140,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Shards(args) => shards::shards(context, args).await,
             Verb::Parked(args) => parked::parked(context, args).await,
             Verb::Triggers(args) => triggers::triggers(context, args).await,
+            Verb::Checkpoint(args) => checkpoint::checkpoint(context, args).await,
             Verb::Bench(args) => bench::bench(context, args).await,
         }
     });
