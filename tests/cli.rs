@@ -285,8 +285,21 @@ fn no_config_tells_where_it_was_looked_for() {
 #[test]
 fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     let home = Home::with("");
-    let verbs =
-        ["run", "init", "check", "put", "get", "tail", "trim", "shards", "parked", "triggers", "checkpoint", "bench"];
+    let verbs = [
+        "run",
+        "init",
+        "check",
+        "put",
+        "get",
+        "tail",
+        "trim",
+        "shards",
+        "workers",
+        "parked",
+        "triggers",
+        "checkpoint",
+        "bench",
+    ];
     for verb in verbs {
         let help = home.run(&[verb, "--help"]).done();
         assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
@@ -298,6 +311,10 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     for verb in ["show", "rewind", "skip"] {
         let help = home.run(&["checkpoint", verb, "--help"]).done().stdout;
         assert!(help.contains(&format!("Example:\n  cellhook checkpoint {verb}")), "{help}");
+    }
+    for verb in ["list", "show"] {
+        let help = home.run(&["workers", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook workers {verb}")), "{help}");
     }
     let help = home.run(&["--help"]).done().stdout;
     assert!(verbs.iter().all(|verb| help.contains(verb)) && help.contains("Exit codes:"), "{help}");
@@ -543,6 +560,9 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
     holds("shards", &["shards"]);
     holds("triggers", &["triggers"]);
+    holds("workers", &["workers"]);
+    let id = home.run(&["workers", "--json"]).done().objects()[0]["id"].as_str().unwrap().to_owned();
+    holds("workers show", &["workers", "show", &id]);
     holds("checkpoint show", &["checkpoint", "show", "bill"]);
     holds("checkpoint rewind", &["checkpoint", "rewind", "bill", "--to", "oldest", "--dry-run"]);
     holds("checkpoint skip", &["checkpoint", "skip", "bill", "--shard", "0", "--added-id", "99"]);
@@ -838,4 +858,41 @@ fn a_skipped_cell_holds_up_nobody() {
     assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
     let late = put("hang");
     assert_eq!(skip(&late, &["--yes"]).done().objects()[0]["to"], late["added_id"], "without a worker too");
+}
+
+#[test]
+fn workers_are_listed_with_what_they_hold() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["workers"]).ended(2).says("cellhook init");
+    home.run(&["init"]).done();
+    assert_eq!(home.run(&["workers"]).done().stdout, "");
+    let mut worker = home.worker();
+    let one = home.until(&["workers"], |workers| workers.len() == 1 && workers[0]["shards"] == 4).remove(0);
+    assert_eq!(
+        (&one["state"], &one["role"], &one["pid"]),
+        (&json!("live"), &json!("worker"), &json!(worker.child.id()))
+    );
+    assert_eq!((&one["datastores"], &one["session_seconds"]), (&json!(["trips"]), &json!(2.0)));
+    assert!(one["started_at"].as_u64() > Some(1_500_000_000_000) && one["leases"].is_null(), "{one}");
+    home.until(&["workers"], |workers| workers[0]["beats"].as_u64() > one["beats"].as_u64());
+    let id = one["id"].as_str().unwrap();
+    for id in [id, &id[..6]] {
+        let shown = home.run(&["workers", "show", id, "--json"]).done().objects().remove(0);
+        assert_eq!((&shown["id"], &shown["leases"]), (&one["id"], &json!({"trips": {"0": 1, "1": 1, "2": 1, "3": 1}})));
+    }
+    assert!(home.run(&["workers", "list"]).done().stdout.contains(id));
+    let shown = home.run(&["workers", "show", id]).done().stdout;
+    assert!(shown.contains("SESSION") && shown.contains("\nDATASTORE") && shown.contains("trips"), "{shown}");
+    home.run(&["workers", "show", "none"]).ended(4).says("no session none");
+
+    let other = home.worker();
+    home.until(&["workers"], |workers| workers.len() == 2 && sum(workers, "shards") == 4);
+    home.run(&["workers", "show", ""]).ended(2).says("several sessions");
+    drop(other);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    let all = home.run(&["workers", "--all", "--json"]).done().objects();
+    let gone = all.iter().find(|session| session["id"] == one["id"]).unwrap();
+    assert_eq!((all.len(), &gone["state"], &gone["shards"]), (2, &json!("dead"), &json!(0)));
+    assert!(home.run(&["workers", "--json"]).done().objects().iter().all(|session| session["id"] != one["id"]));
 }

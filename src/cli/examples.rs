@@ -39,6 +39,11 @@ Examples:
   cellhook shards
   cellhook shards trips --json | jq 'select(.owner == null)'";
 
+pub(super) const WORKERS: &str = "\
+Examples:
+  cellhook workers
+  cellhook workers --all --json | jq 'select(.state == \"dead\").host'";
+
 pub(super) const PARKED: &str = "\
 Examples:
   cellhook parked --state dead
