@@ -285,7 +285,21 @@ fn no_config_tells_where_it_was_looked_for() {
 #[test]
 fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     let home = Home::with("");
-    let verbs = ["run", "init", "check", "put", "get", "tail", "trim", "shards", "parked", "triggers", "bench"];
+    let verbs = [
+        "run",
+        "init",
+        "check",
+        "put",
+        "get",
+        "tail",
+        "trim",
+        "shards",
+        "workers",
+        "parked",
+        "triggers",
+        "checkpoint",
+        "bench",
+    ];
     for verb in verbs {
         let help = home.run(&[verb, "--help"]).done();
         assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
@@ -293,6 +307,14 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     }
     for words in [["parked", "retry"], ["parked", "drop"], ["triggers", "pause"], ["triggers", "resume"]] {
         home.run(&[words[0], words[1], "--help"]).done();
+    }
+    for verb in ["show", "rewind", "skip"] {
+        let help = home.run(&["checkpoint", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook checkpoint {verb}")), "{help}");
+    }
+    for verb in ["list", "show"] {
+        let help = home.run(&["workers", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook workers {verb}")), "{help}");
     }
     let help = home.run(&["--help"]).done().stdout;
     assert!(verbs.iter().all(|verb| help.contains(verb)) && help.contains("Exit codes:"), "{help}");
@@ -538,6 +560,12 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
     holds("shards", &["shards"]);
     holds("triggers", &["triggers"]);
+    holds("workers", &["workers"]);
+    let id = home.run(&["workers", "--json"]).done().objects()[0]["id"].as_str().unwrap().to_owned();
+    holds("workers show", &["workers", "show", &id]);
+    holds("checkpoint show", &["checkpoint", "show", "bill"]);
+    holds("checkpoint rewind", &["checkpoint", "rewind", "bill", "--to", "oldest", "--dry-run"]);
+    holds("checkpoint skip", &["checkpoint", "skip", "bill", "--shard", "0", "--added-id", "99"]);
 }
 
 /// `cellhook put --file cells.ndjson --json | head -1` puts all of them.
@@ -727,4 +755,144 @@ fn bench_prints_each_figure_and_leaves_nothing_behind() {
         assert!(figure["bare"].is_null() || value(figure, "ratio") > 0.0, "{figure}");
     }
     assert_eq!(fs::read_dir(place).unwrap().count(), 0);
+}
+
+fn sum(objects: &[Value], key: &str) -> u64 {
+    objects.iter().map(|object| object[key].as_u64().unwrap_or_else(|| panic!("{key} of {object}"))).sum()
+}
+
+#[test]
+fn a_rewound_trigger_is_called_again() {
+    let home = Home::with_trigger(&shell("echo called >> out"));
+    home.run(&["init"]).done();
+    home.run(&["checkpoint", "show", "bill"]).ended(4).says("no trigger bill");
+    let mut worker = home.worker();
+    let cell = |i| format!("{{\"row_key\":\"row {i}\",\"column\":\"NOTE\",\"body\":{i}}}\n");
+    home.run_with(&["put", "trips", "--file", "-"], &(0..10).map(cell).collect::<String>()).done();
+    let show = ["checkpoint", "show", "bill"];
+    let handled = |shards: &[Value]| {
+        shards.iter().all(|shard| shard["lag_cells"] == 0 && shard["low_water"] == shard["tip"])
+            && sum(shards, "tip") == 10
+    };
+    let calls = || fs::read_to_string(home.path("out")).unwrap_or_default().lines().count();
+    let shards = home.until(&show, handled);
+    assert_eq!((shards.len(), sum(&shards, "done_beyond"), sum(&shards, "epoch"), calls()), (4, 0, 4, 10));
+    assert!(shards.iter().all(|shard| shard["owner"].is_string() && shard["paused"].is_null()), "{shards:?}");
+
+    let rewind = ["checkpoint", "rewind", "bill", "--json"];
+    let rewind = |more: &[&str]| home.run(&[&rewind[..], more].concat());
+    rewind(&["--to", "oldest"]).ended(2).says("10 finished cells are called again").says("say --yes");
+    let would = rewind(&["--to", "oldest", "--dry-run"]).done().says("would be done").objects();
+    assert_eq!((sum(&would, "low_water"), sum(&would, "to"), &would[0]["status"]), (10, 0, &Value::Null));
+    assert_eq!(home.until(&show, handled), shards, "nothing was changed");
+    let done = rewind(&["--to", "oldest", "--yes"]).done().says("10 finished cells are called again").objects();
+    assert!(done.iter().all(|shard| shard["status"] == "rewound" && shard["epoch"] == 2), "{done:?}");
+    home.until(&show, |shards| handled(shards) && shards.iter().all(|shard| shard["owner"].is_string()));
+    assert_eq!(calls(), 20);
+
+    let full = shards.iter().find(|shard| shard["tip"].as_u64() >= Some(2)).unwrap();
+    let (shard, tip) = (full["shard"].to_string(), full["tip"].as_u64().unwrap());
+    rewind(&["--to", "2"]).ended(2).says("--shard");
+    rewind(&["--to", "soon"]).ended(2);
+    rewind(&["--to", "oldest", "--shard", "4"]).ended(2).says("its shards are 0 to 3");
+    let above = (tip + 2).to_string();
+    rewind(&["--to", &above, "--shard", &shard, "--yes"]).ended(3).says("the next cell to come is");
+    rewind(&["--to", "2", "--shard", &shard, "--yes"]).done();
+    home.until(&show, handled);
+    let calls_then = 20 + usize::try_from(tip).unwrap() - 1;
+    assert_eq!(calls(), calls_then);
+
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    rewind(&["--to", "1h", "--yes"]).done();
+    let shards = home.run(&[&show[..], &["--json"]].concat()).done().objects();
+    assert_eq!((sum(&shards, "low_water"), sum(&shards, "lag_cells")), (0, 10));
+    assert!(shards.iter().all(|shard| shard["owner"].is_null()), "{shards:?}");
+    rewind(&["--to", "newest", "--yes"]).done().says("10 unfinished cells are never called");
+    rewind(&["--to", "newest", "--yes"]).done().says("nothing to change");
+    home.run(&["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--yes"]).done();
+    rewind(&["--to", "1", "--shard", &shard, "--yes"]).ended(3).says("its log was trimmed");
+    let one = home.run(&["checkpoint", "show", "bill", "--shard", &shard, "--json"]).done().objects();
+    assert_eq!((one.len(), &one[0]["low_water"]), (1, &json!(tip)));
+    let _worker = home.worker();
+    home.until(&show, |shards| shards.iter().all(|shard| shard["owner"].is_string() && shard["lag_cells"] == 0));
+    assert_eq!(calls(), calls_then);
+}
+
+#[test]
+fn a_skipped_cell_holds_up_nobody() {
+    let home = Home::with_trigger(&format!(
+        "timeout = \"90s\"\n{}",
+        shell("e=$(cat); case $e in *hang*) echo hung >> out; sleep 1000;; *fail*) exit 1;; *dead*) exit 65;; esac")
+    ));
+    let mut worker = home.worker();
+    let put = |row: &str| home.run(&["put", "trips", row, "BASE", "1", "--json"]).done().objects().remove(0);
+    let bad = ["hang", "fail"].map(put);
+    let dead = put("dead");
+    for i in 0..20 {
+        put(&format!("row {i}"));
+    }
+    home.until(&["parked"], |parked| parked.len() == 1);
+    let show = ["checkpoint", "show", "bill"];
+    home.until(&show, |shards| sum(shards, "lag_cells") == 2);
+    assert!(home.path("out").exists());
+    let skip = |cell: &Value, more: &[&str]| {
+        let (shard, id) = (cell["shard"].to_string(), cell["added_id"].to_string());
+        home.run(&[&["checkpoint", "skip", "bill", "--shard", &shard, "--added-id", &id, "--json"], more].concat())
+    };
+    skip(&bad[0], &[]).ended(2).says("say --yes");
+    assert_eq!(skip(&bad[0], &["--dry-run"]).done().objects()[0]["status"], Value::Null);
+    skip(&dead, &["--yes"]).ended(3).says("cellhook parked drop --trigger bill --shard");
+    let far = json!({"shard": 0, "added_id": 999});
+    assert_eq!(skip(&far, &["--yes"]).ended(3).says("there is no cell 999 yet").objects()[0]["status"], "refused");
+    for cell in &bad {
+        let skipped = skip(cell, &["--yes"]).done().objects();
+        assert_eq!((&skipped[0]["status"], &skipped[0]["added_id"]), (&json!("skipped"), &cell["added_id"]));
+    }
+    home.until(&show, |shards| {
+        shards.iter().all(|shard| shard["low_water"] == shard["tip"] && shard["owner"].is_string())
+    });
+    assert_eq!(skip(&bad[0], &["--yes"]).done().objects()[0]["status"], "unchanged");
+    assert_eq!(fs::read_to_string(home.path("out")).unwrap(), "hung\n", "and it is not called again");
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    let late = put("hang");
+    assert_eq!(skip(&late, &["--yes"]).done().objects()[0]["to"], late["added_id"], "without a worker too");
+}
+
+#[test]
+fn workers_are_listed_with_what_they_hold() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["workers"]).ended(2).says("cellhook init");
+    home.run(&["init"]).done();
+    assert_eq!(home.run(&["workers"]).done().stdout, "");
+    let mut worker = home.worker();
+    let one = home.until(&["workers"], |workers| workers.len() == 1 && workers[0]["shards"] == 4).remove(0);
+    assert_eq!(
+        (&one["state"], &one["role"], &one["pid"]),
+        (&json!("live"), &json!("worker"), &json!(worker.child.id()))
+    );
+    assert_eq!((&one["datastores"], &one["session_seconds"]), (&json!(["trips"]), &json!(2.0)));
+    assert!(one["started_at"].as_u64() > Some(1_500_000_000_000) && one["leases"].is_null(), "{one}");
+    home.until(&["workers"], |workers| workers[0]["beats"].as_u64() > one["beats"].as_u64());
+    let id = one["id"].as_str().unwrap();
+    for id in [id, &id[..6]] {
+        let shown = home.run(&["workers", "show", id, "--json"]).done().objects().remove(0);
+        assert_eq!((&shown["id"], &shown["leases"]), (&one["id"], &json!({"trips": {"0": 1, "1": 1, "2": 1, "3": 1}})));
+    }
+    assert!(home.run(&["workers", "list"]).done().stdout.contains(id));
+    let shown = home.run(&["workers", "show", id]).done().stdout;
+    assert!(shown.contains("SESSION") && shown.contains("\nDATASTORE") && shown.contains("trips"), "{shown}");
+    home.run(&["workers", "show", "none"]).ended(4).says("no session none");
+
+    let other = home.worker();
+    home.until(&["workers"], |workers| workers.len() == 2 && sum(workers, "shards") == 4);
+    home.run(&["workers", "show", ""]).ended(2).says("several sessions");
+    drop(other);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    let all = home.run(&["workers", "--all", "--json"]).done().objects();
+    let gone = all.iter().find(|session| session["id"] == one["id"]).unwrap();
+    assert_eq!((all.len(), &gone["state"], &gone["shards"]), (2, &json!("dead"), &json!(0)));
+    assert!(home.run(&["workers", "--json"]).done().objects().iter().all(|session| session["id"] != one["id"]));
 }

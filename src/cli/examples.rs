@@ -39,6 +39,11 @@ Examples:
   cellhook shards
   cellhook shards trips --json | jq 'select(.owner == null)'";
 
+pub(super) const WORKERS: &str = "\
+Examples:
+  cellhook workers
+  cellhook workers --all --json | jq 'select(.state == \"dead\").host'";
+
 pub(super) const PARKED: &str = "\
 Examples:
   cellhook parked --state dead
@@ -50,6 +55,13 @@ Examples:
   cellhook triggers
   cellhook triggers pause bill_rider --reason 'the bank is closed'
   cellhook triggers resume bill_rider";
+
+pub(super) const CHECKPOINT: &str = "\
+Examples:
+  cellhook checkpoint show bill_rider
+  cellhook checkpoint rewind bill_rider --to 2026-11-21T03:00:00Z --dry-run
+  cellhook checkpoint rewind bill_rider --to 123 --shard 5
+  cellhook checkpoint skip bill_rider --shard 5 --added-id 123";
 
 pub(super) const BENCH: &str = "\
 Examples:

@@ -8,6 +8,7 @@
 
 mod bench;
 mod check;
+mod checkpoint;
 mod crew;
 mod examples;
 mod exit;
@@ -24,6 +25,7 @@ mod shards;
 mod tail;
 mod triggers;
 mod trim;
+mod workers;
 
 use crate::config::{Config, ConfigError, Environment, load};
 use clap::{Parser, Subcommand};
@@ -71,12 +73,18 @@ enum Verb {
     /// List shards: owner, epoch, tip, and how far each trigger is behind.
     #[command(after_help = examples::SHARDS)]
     Shards(shards::Args),
+    /// List workers, and show what one holds.
+    #[command(after_help = examples::WORKERS)]
+    Workers(workers::Args),
     /// Cells taken out of the window with failed attempts: list them, try them again, give them up.
     #[command(after_help = examples::PARKED)]
     Parked(parked::Args),
     /// Registered triggers: list, pause, resume.
     #[command(after_help = examples::TRIGGERS)]
     Triggers(triggers::Args),
+    /// How far a trigger is on each shard: show it, set it back or forward, skip one cell.
+    #[command(after_help = examples::CHECKPOINT)]
+    Checkpoint(checkpoint::Args),
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
@@ -87,9 +95,10 @@ impl Verb {
     fn changes(&self) -> bool {
         match self {
             Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
-            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) => false,
+            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
+            Self::Checkpoint(args) => args.changes(),
         }
     }
 }
@@ -133,8 +142,10 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Tail(args) => tail::tail(context, args).await,
             Verb::Trim(args) => trim::trim(context, args).await,
             Verb::Shards(args) => shards::shards(context, args).await,
+            Verb::Workers(args) => workers::workers(context, args).await,
             Verb::Parked(args) => parked::parked(context, args).await,
             Verb::Triggers(args) => triggers::triggers(context, args).await,
+            Verb::Checkpoint(args) => checkpoint::checkpoint(context, args).await,
             Verb::Bench(args) => bench::bench(context, args).await,
         }
     });
@@ -156,9 +167,14 @@ mod tests {
 
     #[test]
     fn a_bare_noun_lists() {
-        for line in
-            ["parked --trigger t --state dead", "parked list --trigger t", "triggers", "triggers list", "shards"]
-        {
+        for line in [
+            "parked --trigger t --state dead",
+            "parked list --trigger t",
+            "triggers",
+            "triggers list",
+            "shards",
+            "workers --all",
+        ] {
             let words = std::iter::once("cellhook").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }

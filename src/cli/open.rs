@@ -51,6 +51,11 @@ pub(super) async fn trigger(ledger: &dyn Ledger, name: &Name) -> anyhow::Result<
     })
 }
 
+/// The datastore of a trigger; its number of shards is the datastore's own.
+pub(super) async fn source(open: &Open, trigger: &TriggerRecord) -> Result<Arc<dyn Log>, OpenError> {
+    open.store.datastore(&trigger.source, None).await
+}
+
 /// Asks the owners of these shards to look at their parked cells again. A hint: when it is lost, they look by themselves, later.
 pub(super) async fn nudge_owners(ledger: &dyn Ledger, shards: &BTreeSet<ShardRef>) {
     let mut owners = BTreeSet::new();

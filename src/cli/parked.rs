@@ -274,6 +274,18 @@ async fn read(
     Ok(Some(lanes.into_iter().flatten().collect()))
 }
 
+/// The parked cell, or range, at a place of a shard.
+pub(super) async fn at(
+    open: &Open,
+    ledger: &Arc<dyn Ledger>,
+    trigger: &TriggerRecord,
+    shard: ShardId,
+    id: AddedId,
+) -> anyhow::Result<Option<Parked>> {
+    let filter = Filter { shard: Some(shard.0), added_id: Some(id.0), ..Filter::default() };
+    Ok(read(open, ledger, trigger, &filter).await?.and_then(|found| found.into_iter().next()))
+}
+
 async fn read_lane(ledger: &Arc<dyn Ledger>, lane: Lane, filter: &Filter) -> anyhow::Result<Vec<Parked>> {
     let mut found = Vec::new();
     let mut after = AddedId(0);

@@ -71,7 +71,8 @@ pub(super) async fn shards(context: &mut Context, args: Args) -> anyhow::Result<
     Ok(Done::All)
 }
 
-async fn tips(log: &dyn Log) -> anyhow::Result<BTreeMap<ShardId, Tip>> {
+/// The tips of all shards that have one.
+pub(super) async fn tips(log: &dyn Log) -> anyhow::Result<BTreeMap<ShardId, Tip>> {
     let reads = stream::iter(0..log.datastore().buckets()).map(|bucket| log.tips(bucket, Consistency::Strong));
     let buckets: Vec<Vec<Tip>> = reads.buffer_unordered(PARALLEL).try_collect().await?;
     Ok(buckets.into_iter().flatten().map(|tip| (tip.shard, tip)).collect())

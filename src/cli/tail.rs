@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cell::{AddedId, Consistency, Log, Millis, Name, ShardId, clock, setting::duration},
-    tail,
+    tail::{self, TailError},
 };
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -33,11 +33,32 @@ pub(super) struct Args {
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum From {
+pub(super) enum From {
     Oldest,
     Newest,
     At(Millis),
+    /// The added ID of the first cell.
     Place(AddedId),
+}
+
+impl From {
+    /// The place before the first cell that is wanted of a shard.
+    pub(super) async fn before(self, log: &dyn Log, shard: ShardId) -> Result<AddedId, TailError> {
+        match self {
+            Self::Oldest => tail::oldest(log, shard).await,
+            Self::Newest => tail::newest(log, shard).await,
+            Self::At(time) => tail::at_time(log, shard, time).await,
+            Self::Place(first) => Ok(AddedId(first.0.saturating_sub(1))),
+        }
+    }
+
+    /// An added ID is a place in one shard.
+    pub(super) fn fits(self, shard: Option<u32>) -> Result<(), Usage> {
+        match (self, shard) {
+            (Self::Place(_), None) => Err(Usage("an added ID is a place in one shard: say which with --shard".into())),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl FromStr for From {
@@ -65,18 +86,10 @@ pub(super) async fn tail(context: &mut Context, args: Args) -> anyhow::Result<Do
     let open = Open::new(context).await?;
     let log = open.datastore(&args.datastore).await?;
     let shards = shards(&log, args.shard)?;
-    if matches!(args.from, From::Place(_)) && args.shard.is_none() {
-        return Err(Usage("an added ID is a place in one shard: say which with --shard".into()).into());
-    }
+    args.from.fits(args.shard)?;
     let mut after = BTreeMap::new();
     for shard in shards {
-        let place = match args.from {
-            From::Oldest => tail::oldest(log.as_ref(), shard).await?,
-            From::Newest => tail::newest(log.as_ref(), shard).await?,
-            From::At(time) => tail::at_time(log.as_ref(), shard, time).await?,
-            From::Place(first) => AddedId(first.0.saturating_sub(1)),
-        };
-        after.insert(shard, place);
+        after.insert(shard, args.from.before(log.as_ref(), shard).await?);
     }
     let (floor, ceiling) = (open.config.poll.floor, open.config.poll.ceiling);
     let mut interval = floor;
@@ -92,7 +105,8 @@ pub(super) async fn tail(context: &mut Context, args: Args) -> anyhow::Result<Do
     }
 }
 
-fn shards(log: &std::sync::Arc<dyn Log>, only: Option<u32>) -> Result<Vec<ShardId>, Usage> {
+/// The shards of a datastore, or the one that is wanted.
+pub(super) fn shards(log: &std::sync::Arc<dyn Log>, only: Option<u32>) -> Result<Vec<ShardId>, Usage> {
     let datastore = log.datastore();
     match only {
         None => Ok(datastore.all_shards().collect()),
