@@ -211,6 +211,7 @@ impl Worker {
         let Self { setup, coordinator, mut view, ended, triggers, shared, foreign } = self;
         let at_work = News::new(Triggers { active: triggers.into(), records: Arc::new([]) });
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
+        let mut seen: BTreeSet<TriggerId> = BTreeSet::new();
         let mut stopping: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let mut registering: OptionFuture<BoxFuture<'_, Registered>> = None.into();
         let mut is_registering = false;
@@ -263,6 +264,7 @@ impl Worker {
                         triggers.records = now.triggers.clone();
                         changed
                     });
+                    tell_vanished(&mut seen, &at_work.get().active, &now);
                     running.retain(|shard, running| {
                         let epoch = running.grant.borrow().lease.epoch;
                         let kept = now.grants.get(shard).is_some_and(|grant| grant.lease.epoch == epoch);
@@ -284,7 +286,7 @@ impl Worker {
                             continue;
                         }
                         let Some(cells) = setup.sources.get(&shard.source) else { continue };
-                        if over.get(&shard).is_some_and(|over| grant.lease.epoch <= *over) {
+                        if over.get(shard).is_some_and(|over| grant.lease.epoch <= *over) {
                             continue;
                         }
                         let epoch = grant.lease.epoch;
@@ -362,6 +364,19 @@ impl Worker {
         let active = at_work.get().active;
         stopping.extend(active.iter().chain(&retiring).map(|trigger| trigger.handler.clone().stop()));
         while stopping.next().await.is_some() {}
+    }
+}
+
+/// Says of triggers at work that were seen among the registered ones that they are there no more.
+fn tell_vanished(seen: &mut BTreeSet<TriggerId>, active: &[Arc<Trigger>], view: &View) {
+    for trigger in active {
+        let registered = view.triggers.iter().any(|record| record.id == trigger.record.id);
+        if registered {
+            seen.insert(trigger.record.id.clone());
+        } else if seen.remove(&trigger.record.id) {
+            tracing::error!(trigger = %trigger.name,
+                "this trigger is no longer registered: the group's tables were made anew, or it was retired. Start this worker again");
+        }
     }
 }
 

@@ -66,7 +66,7 @@ async fn call(handler: &Arc<Exec>, added_id: u64, body: Value) -> Verdict {
 }
 
 async fn call_event(handler: &Arc<Exec>, event: Event, timeout: Duration) -> Verdict {
-    let mut verdicts = handler.clone().call(Call { events: vec![event], timeout }).await;
+    let mut verdicts = handler.clone().call(Call::new(vec![event], timeout)).await;
     assert_eq!(verdicts.len(), 1);
     verdicts.remove(0)
 }

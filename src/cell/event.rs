@@ -146,6 +146,40 @@ pub struct Call {
     pub events: Vec<Event>,
     /// How long the call may take. An event without an answer by then has failed.
     pub timeout: Duration,
+    /// Whether it may still begin. A carrier whose calls wait for a free place asks just before it gives one away.
+    pub go: Go,
+}
+
+impl Call {
+    /// A call that may begin at any time.
+    #[must_use]
+    pub fn new(events: Vec<Event>, timeout: Duration) -> Self {
+        Self { events, timeout, go: Go::default() }
+    }
+}
+
+/// Whether a call may begin: no more once its caller lost the trust in its own session, which a frozen process learns late.
+/// By default it may.
+#[derive(Clone, Default)]
+pub struct Go(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
+
+impl Go {
+    /// As long as this says so.
+    pub fn while_it(says: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(says)))
+    }
+
+    /// Whether it may, now.
+    #[must_use]
+    pub fn now(&self) -> bool {
+        self.0.as_ref().is_none_or(|says| says())
+    }
+}
+
+impl fmt::Debug for Go {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Go({})", self.now())
+    }
 }
 
 /// The user's code, or a carrier to it.

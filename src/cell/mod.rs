@@ -18,7 +18,7 @@ pub mod setting;
 mod value;
 
 pub use door::{BODY_MAX, NESTING_MAX, REF_KEY_MAX, Refusal, same_json};
-pub use event::{Call, Event, Handler, Latest, PutCell, Verdict};
+pub use event::{Call, Event, Go, Handler, Latest, PutCell, Verdict};
 pub use id::{
     AddedId, Epoch, Incarnation, Millis, Name, NameError, Pattern, RefKey, SessionId, ShardId, ShardRef, TriggerId,
 };

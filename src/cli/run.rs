@@ -42,9 +42,11 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
     let config = context.config()?;
     process::log_to_stderr(&config.log)?;
     let mut signals = Signals::listen().context("signals cannot be listened to")?;
+    // A SIGHUP that comes at the start, or while one is answered, is heard afterwards: the file may have changed again.
+    let mut reload_wanted = false;
     let life = tokio::select! {
         biased;
-        left = leave(&mut signals) => return Ok(left),
+        left = leave(&mut signals, &mut reload_wanted) => return Ok(left),
         life = begin(config) => life?,
     };
     let Life { mut config, mut crew, worker, observer, admin } = life;
@@ -56,8 +58,6 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
     let served = stop.clone();
     let faces = serve(admin, observer.clone(), async move { served.cancelled().await });
     tokio::pin!(faces);
-    // A SIGHUP that comes while one is answered is heard afterwards: the file may have changed again.
-    let mut reload_wanted = false;
     let mut reloading: Option<Reloading> = None;
     let mut samples = interval(SAMPLES);
     samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,9 +100,11 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
     Ok(Done::All)
 }
 
-/// A signal to stop before anything runs.
-async fn leave(signals: &mut Signals) -> Done {
-    while let Signal::Reload = signals.next().await {}
+/// A signal to stop before anything runs. The file may have changed since it was read: a reload is remembered.
+async fn leave(signals: &mut Signals, reload_wanted: &mut bool) -> Done {
+    while let Signal::Reload = signals.next().await {
+        *reload_wanted = true;
+    }
     Done::All
 }
 

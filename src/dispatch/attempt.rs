@@ -2,7 +2,7 @@
 
 use super::{Item, Trigger};
 use crate::{
-    cell::{Call, Cell, CellKey, Epoch, Event, Latest, NewCell, Origin, PutCell, StoreError, Verdict, chain},
+    cell::{Call, Cell, CellKey, Epoch, Event, Go, Latest, NewCell, Origin, PutCell, StoreError, Verdict, chain},
     store::PutError,
 };
 use futures_util::{StreamExt, future::join_all, stream};
@@ -50,7 +50,7 @@ pub async fn attempt(
     items: Vec<Item>,
     probe: bool,
     permit: OwnedSemaphorePermit,
-    safe: impl Fn() -> bool,
+    safe: Go,
 ) -> Attempted {
     let mut events = Vec::with_capacity(items.len());
     let mut called = Vec::with_capacity(items.len());
@@ -73,14 +73,15 @@ pub async fn attempt(
             }
         }
     }
-    if !safe() {
+    if !safe.now() {
         events.clear();
         called.clear();
     }
     if !events.is_empty() {
         let cells: Vec<Cell> = events.iter().map(|event| event.cell.clone()).collect();
-        let answers = trigger.handler.clone().call(Call { events, timeout: trigger.config.timeout }).await;
-        while !safe() {
+        let answers =
+            trigger.handler.clone().call(Call { events, timeout: trigger.config.timeout, go: safe.clone() }).await;
+        while !safe.now() {
             tokio::time::sleep(UNSAFE_LOOK).await;
         }
         let answers = answers.into_iter().chain(repeat_with(|| Verdict::failed("the handler gave no verdict")));

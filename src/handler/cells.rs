@@ -73,7 +73,7 @@ mod tests {
             latest: Arc::new([]),
             alone: false,
         };
-        let call = |body: &str| Call { events: vec![event(body)], timeout: Duration::from_secs(5) };
+        let call = |body: &str| Call::new(vec![event(body)], Duration::from_secs(5));
         assert_eq!(handler.clone().call(call("{\"a\":1}")).await, [Verdict::done()]);
         assert_eq!(handler.clone().call(call("{ \"a\": 1 }")).await, [Verdict::done()], "a repeat");
         let verdicts = handler.clone().call(call("{\"a\":2}")).await;

@@ -66,7 +66,7 @@ async fn the_messages_are_what_is_written() {
     let mut messages = Vec::new();
     for events in [vec![event(123)], vec![event(124), event(125)]] {
         let (reply, _answer) = tokio::sync::oneshot::channel();
-        let call = crate::cell::Call { events, timeout: Duration::from_secs(1) };
+        let call = crate::cell::Call::new(events, Duration::from_secs(1));
         let now = tokio::time::Instant::now();
         let mut talk = Talk::default();
         talk.accept(super::talk::Job { call, reply, since: now });

@@ -31,5 +31,5 @@ pub(super) fn event(added_id: u64, body: &str) -> Event {
 
 /// A call of events with these added IDs.
 pub(super) fn call(added_ids: impl IntoIterator<Item = u64>, timeout: Duration) -> Call {
-    Call { events: added_ids.into_iter().map(|id| event(id, "{}")).collect(), timeout }
+    Call::new(added_ids.into_iter().map(|id| event(id, "{}")).collect(), timeout)
 }

@@ -195,7 +195,7 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let mut event = fixture::event(added_id, "{}");
         event.alone = alone;
-        let call = crate::cell::Call { events: vec![event], timeout: Duration::from_secs(30) };
+        let call = crate::cell::Call::new(vec![event], Duration::from_secs(30));
         (Job { call, reply, since: Instant::now() }, answer)
     }
 

@@ -153,9 +153,12 @@ impl Talk {
     }
 
     fn give(&mut self, job: Job, now: Instant) {
-        if job.reply.is_closed() {
+        let may = job.call.go.now();
+        if !may || job.reply.is_closed() {
             self.freed.calls += 1;
             self.freed.keys.extend(job.keys());
+            // It waited here while its caller lost the right to make it: not an attempt.
+            job.answer(&Verdict::Snooze { after: std::time::Duration::ZERO });
             return;
         }
         let number = self.next_call;

@@ -7,13 +7,14 @@
 use super::{
     Config, Fence, assign,
     heart::{self, Pulse},
+    nudge::back_off,
     wanted,
     watchman::Watchman,
 };
 use crate::{
     cell::{
         Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Name, Nudge, Role, Session, SessionId, SessionState,
-        ShardRef, StoreError, TriggerRecord, Written, clock,
+        ShardRef, StoreError, TriggerRecord, Written, chain, clock,
     },
     metrics,
     store::Presence,
@@ -217,7 +218,7 @@ impl Coordinator {
                 Err(error) => {
                     // Whether it was stored or not: an id is never tried twice, and an orphan is found dead.
                     failures += 1;
-                    tracing::error!(error = %crate::cell::chain(&error), failures, "cannot open a session; trying again");
+                    tracing::error!(error = %chain(&error), failures, "cannot open a session; trying again");
                     let wait = Duration::from_millis(500) * (1 << failures.min(5));
                     tokio::select! {
                         biased;
@@ -364,7 +365,10 @@ impl<'a> Tenure<'a> {
         let Some(draining) = self.draining.as_mut().filter(|draining| !draining.told) else { return };
         match self.home.ledger.set_state(&self.me, SessionState::Draining).await {
             Ok(_) => draining.told = true,
-            Err(error) => tracing::warn!(%error, "could not tell the others that this worker leaves; trying again"),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(error, "could not tell the others that this worker leaves; trying again");
+            }
         }
     }
 
@@ -373,7 +377,7 @@ impl<'a> Tenure<'a> {
         for tries in 1..=SIGN_OFF_TRIES {
             match self.home.ledger.set_state(&self.me, SessionState::Dead).await {
                 Ok(_) => return,
-                Err(error) => tracing::warn!(%error, tries, "could not sign off"),
+                Err(error) => tracing::warn!(error = chain(&error), tries, "could not sign off"),
             }
             tokio::time::sleep(back_off(Duration::from_millis(50), tries)).await;
         }
@@ -413,7 +417,7 @@ impl<'a> Tenure<'a> {
                 self.read_failures += 1;
                 self.watchman.disturbed();
                 if self.read_failures == 1 {
-                    tracing::warn!(error = %crate::cell::chain(&error), "cannot read the sessions; trying again");
+                    tracing::warn!(error = %chain(&error), "cannot read the sessions; trying again");
                 }
                 self.next_reading = Instant::now() + back_off(membership, self.read_failures);
                 return;
@@ -506,7 +510,7 @@ impl<'a> Tenure<'a> {
                 self.next_sweep = Instant::now() + self.sweep_interval();
             }
             Err(error) => {
-                tracing::warn!(error = %crate::cell::chain(&error), "cannot read the leases; trying again");
+                tracing::warn!(error = %chain(&error), "cannot read the leases; trying again");
                 self.next_sweep = Instant::now() + back_off(SWEEP_WAITING, 3);
             }
         }
@@ -847,7 +851,7 @@ async fn claim(
                 sent |= !error.kind.not_applied();
                 failures += 1;
                 if failures > 8 {
-                    tracing::warn!(%shard, error = %crate::cell::chain(&error), "cannot claim");
+                    tracing::warn!(%shard, error = %chain(&error), "cannot claim");
                     break;
                 }
                 tokio::time::sleep(back_off(Duration::from_millis(20), failures)).await;
@@ -882,27 +886,9 @@ fn release(lease: &Lease, me: &SessionId) -> LeaseWrite {
     }
 }
 
-/// Asks all workers to look at their leases and triggers again. A hint: when it is lost, they look by themselves, later.
-///
-/// # Errors
-/// When the sessions cannot be read, or one cannot be reached.
-pub async fn nudge_all(ledger: &dyn Ledger) -> Result<(), StoreError> {
-    for session in ledger.sessions().await? {
-        if session.state != SessionState::Dead && session.role == Role::Worker {
-            ledger.nudge(&session.id, Nudge::Leases).await?;
-        }
-    }
-    Ok(())
-}
-
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Doubling from `first`, at most 64 times it, with half of it jitter.
-fn back_off(first: Duration, failures: u32) -> Duration {
-    (first * (1 << failures.min(6))).mul_f64(0.5 + fastrand::f64() / 2.0).min(Duration::from_secs(10))
 }

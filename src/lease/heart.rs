@@ -4,7 +4,7 @@
 //! it cannot outlive the work that it vouches for.
 
 use super::{Config, Fence};
-use crate::cell::{Answer, Ledger, Session, SessionId, SessionState, clock};
+use crate::cell::{Answer, Ledger, Session, SessionId, chain, clock};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
@@ -31,13 +31,18 @@ pub(super) async fn beat(
 ) {
     let safe = config.session.saturating_sub(config.heartbeat);
     let mut next = Instant::now();
+    let mut lapsed = false;
     loop {
         tokio::time::sleep_until(next).await;
+        if pulse.borrow().failures > 0 && !fence.is_safe() && !std::mem::replace(&mut lapsed, true) {
+            tracing::error!(session = %id, "no heartbeat was accepted for too long: nothing is called or written until one is");
+        }
         let (sent, sent_at) = (clock::boot(), Instant::now());
         let answer = tokio::time::timeout(config.heartbeat, ledger.beat(&id)).await;
         next = match answer {
             Ok(Ok(Answer::Accepted(session))) => {
                 fence.extend(sent + safe);
+                lapsed = false;
                 pulse.send_if_modified(|pulse| {
                     let Session { inbox, parked_inbox, .. } = session;
                     let after = Pulse { inbox, parked_inbox, failures: 0, dead: false };
@@ -48,8 +53,12 @@ pub(super) async fn beat(
                 sent_at + config.heartbeat
             }
             Ok(Ok(Answer::Refused(session))) => {
-                let state = session.map_or(SessionState::Dead, |session| session.state);
-                tracing::warn!(session = %id, ?state, "this session was declared dead by another worker");
+                match session {
+                    Some(_) => tracing::warn!(session = %id, "this session was declared dead by another worker"),
+                    None => {
+                        tracing::error!(session = %id, "this session is gone from the control table: was it made anew?")
+                    }
+                }
                 fence.close();
                 pulse.send_modify(|pulse| pulse.dead = true);
                 return;
@@ -57,13 +66,19 @@ pub(super) async fn beat(
             Ok(Err(error)) => {
                 let failures = pulse.borrow().failures + 1;
                 if failures == 1 {
-                    tracing::warn!(session = %id, margin = ?fence.margin(), %error, "a heartbeat failed; trying again");
+                    let error = chain(&error);
+                    tracing::warn!(session = %id, margin = ?fence.margin(), error, "a heartbeat failed; trying again");
                 }
                 pulse.send_modify(|pulse| pulse.failures = failures);
                 Instant::now() + retry_after(&config)
             }
             Err(_) => {
-                pulse.send_modify(|pulse| pulse.failures += 1);
+                let failures = pulse.borrow().failures + 1;
+                if failures == 1 {
+                    let (margin, waited) = (fence.margin(), config.heartbeat);
+                    tracing::warn!(session = %id, ?margin, ?waited, "a heartbeat is not answered; trying again");
+                }
+                pulse.send_modify(|pulse| pulse.failures = failures);
                 Instant::now() + retry_after(&config)
             }
         };

@@ -14,11 +14,13 @@ mod config;
 mod coordinator;
 mod fence;
 mod heart;
+mod nudge;
 mod plan;
 mod watchman;
 
 pub use config::Config;
-pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, View, nudge_all};
+pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, View};
 pub use fence::Fence;
+pub use nudge::nudge_all;
 pub use plan::{assign, wanted};
 pub use watchman::{Findings, Watchman};

@@ -10,7 +10,7 @@ use super::{
     write::{Trouble, Wrote, write},
 };
 use crate::{
-    cell::{AddedId, Epoch, Lane, Lease, LeaseWrite, Parked, StoreError, TriggerRecord, chain, clock},
+    cell::{AddedId, Epoch, Go, Lane, Lease, LeaseWrite, Parked, StoreError, TriggerRecord, chain, clock},
     dispatch::{Attempted, Cursor, Next, Now, Pages, Trigger, attempt},
     lease::{Ended, Grant},
     metrics,
@@ -85,6 +85,8 @@ pub(super) struct Work {
     epoch: Epoch,
     /// `seq` of the last write; every write has one of its own.
     seq: u64,
+    /// Whether calls may begin.
+    safe: Go,
     /// By number, which is never used again.
     cursors: BTreeMap<u64, Held>,
     next_number: u64,
@@ -135,6 +137,8 @@ impl Work {
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
         };
         let tip = home.cells.tip(home.shard.shard);
+        let fence = home.shared.fence.clone();
+        let safe = Go::while_it(move || fence.is_safe());
         let mut work = Self {
             home,
             grant,
@@ -144,6 +148,7 @@ impl Work {
             epoch: lease.epoch,
             seq: lease.seq,
             lease,
+            safe,
             cursors: BTreeMap::new(),
             next_number: 0,
             start_rests: None,
@@ -568,8 +573,7 @@ impl Work {
         let Some(held) = self.cursors.get_mut(&number).filter(|held| !held.leaving) else { return false };
         let Some((items, probe)) = held.cursor.take(now) else { return false };
         let trigger = held.cursor.trigger().clone();
-        let fence = self.home.shared.fence.clone();
-        let safe = move || fence.is_safe();
+        let safe = self.safe.clone();
         self.calls.push(attempt(trigger, number, self.epoch, items, probe, permit, safe).boxed());
         true
     }

@@ -19,7 +19,8 @@ use tokio::{sync::watch, time::Instant};
 const PARALLEL: usize = 8;
 /// How often it is looked whether a datastore is still the one that was opened.
 const INCARNATION: Duration = Duration::from_mins(1);
-/// The same when a tip seems to have gone back, which an eventually consistent read may show too.
+/// When a tip seems to have gone back, which an eventually consistent read may show too, it is looked at once in so long; when the
+/// tips could not be read for a while, at once.
 const INCARNATION_DOUBTED: Duration = Duration::from_secs(5);
 
 /// A tips bucket of a datastore.
@@ -42,6 +43,8 @@ pub(super) async fn poll(
     let mut turns: BTreeMap<Bucket, Turn> = BTreeMap::new();
     let mut shards: BTreeMap<Bucket, Vec<ShardId>> = BTreeMap::new();
     let mut looks: BTreeMap<Name, Instant> = sources.keys().map(|name| (name.clone(), Instant::now())).collect();
+    // When a datastore was last looked at because its tips were in doubt.
+    let mut looked: BTreeMap<Name, Instant> = BTreeMap::new();
     held.mark_changed();
     loop {
         let now = Instant::now();
@@ -66,17 +69,21 @@ pub(super) async fn poll(
             let Some(turn) = turns.get_mut(&bucket) else { continue };
             turn.interval = match tips {
                 Ok(tips) => {
-                    turn.failures = 0;
                     let tips: BTreeMap<ShardId, AddedId> = tips.into_iter().map(|tip| (tip.shard, tip.tip)).collect();
+                    let fell = shards[&bucket]
+                        .iter()
+                        .any(|shard| tips.get(shard).copied().unwrap_or_default() < *cells.tip(*shard).borrow());
+                    let doubted = looked.get(&bucket.0).is_none_or(|at| at.elapsed() >= INCARNATION_DOUBTED);
+                    if turn.failures > 0 || fell && doubted {
+                        // Before anybody hears of these tips: they may be another datastore's.
+                        looked.insert(bucket.0.clone(), Instant::now());
+                        look_at(&bucket.0, &cells, &foreign).await;
+                    }
+                    turn.failures = 0;
                     let mut moved = false;
                     for shard in &shards[&bucket] {
                         let tip = tips.get(shard).copied().unwrap_or_default();
                         moved |= cells.heard(*shard, tip);
-                        if tip < *cells.tip(*shard).borrow()
-                            && let Some(look) = looks.get_mut(&bucket.0)
-                        {
-                            *look = (*look).min(now + INCARNATION_DOUBTED);
-                        }
                     }
                     if moved { config.floor } else { turn.interval.mul_f64(1.5).clamp(config.floor, config.ceiling) }
                 }

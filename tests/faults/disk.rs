@@ -91,7 +91,6 @@ fn a_full_disk_stops_nothing_for_good() {
 }
 
 #[test]
-#[ignore = "the product warns of a failed heartbeat without its cause: lease/heart.rs"]
 fn a_worker_says_that_its_disk_is_full() {
     let Some(disk) = small_disk("a_worker_says_that_its_disk_is_full") else { return };
     let home = Home::new("");

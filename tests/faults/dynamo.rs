@@ -187,7 +187,6 @@ fn a_datastore_made_anew_under_a_worker_is_not_worked_on() {
 
 /// As above, but the new tips pass the old ones before the worker reads them.
 #[test]
-#[ignore = "the product takes new cells for those behind its old checkpoints until its look once a minute: worker/tips.rs"]
 fn a_datastore_made_anew_and_filled_at_once_is_not_worked_on() {
     let Some(server) = Server::new() else { return };
     let home = server.home();
@@ -203,7 +202,6 @@ fn a_datastore_made_anew_and_filled_at_once_is_not_worked_on() {
 
 /// The tables of the group too: its triggers are no longer registered.
 #[test]
-#[ignore = "the product goes on for ever without triggers and says nothing: only `register` at start and reload registers them"]
 fn a_group_made_anew_under_a_worker_is_told() {
     let Some(server) = Server::new() else { return };
     let home = server.home();

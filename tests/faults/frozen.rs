@@ -77,7 +77,6 @@ fn a_woken_worker_starts_nothing_under_a_passed_epoch() {
 }
 
 #[test]
-#[ignore = "the product gives calls that waited in it to the handler before it knows that its session is over: handler/pool.rs"]
 fn a_woken_worker_starts_nothing_of_what_waited_in_it() {
     let (home, frozen, other) = scene(8, 80);
     let before = freeze(&home, &frozen);

@@ -129,7 +129,6 @@ fn sigterm_before_the_first_shard_ends_well() {
 
 /// Who changes the file and says so must not be forgotten, however early that is.
 #[test]
-#[ignore = "the product forgets a SIGHUP that comes before it works: cli/run.rs, `leave`"]
 fn a_reload_that_is_asked_for_at_start_is_done() {
     let home = Home::embedded(&noting("true"));
     let config = std::fs::read_to_string(home.path("cellhook.toml")).unwrap();

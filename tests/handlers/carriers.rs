@@ -64,7 +64,7 @@ async fn a_batch_is_one_message() {
     let handler = children(1, &["ok", "1"]);
     let mut events: Vec<Event> = (1..=3).map(|n| event(n, &json!({"do": "gather", "n": 3}))).collect();
     events.push(event(4, &json!({"do": "event"})));
-    let verdicts = handler.clone().call(Call { events, timeout: PATIENCE }).await;
+    let verdicts = handler.clone().call(Call::new(events, PATIENCE)).await;
     assert_eq!(verdicts.len(), 4);
     let message = seen(&verdicts[3]);
     let ids: Vec<&str> = message["events"].as_array().unwrap().iter().map(|e| e["id"].as_str().unwrap()).collect();
@@ -80,7 +80,7 @@ async fn a_large_batch_is_cut() {
     let mut events: Vec<Event> = (1..=20).map(|n| event(n, &large)).collect();
     events.push(event(21, &json!({"do": "event"})));
     events[20].cell.body = "{\n  \"do\":\r\n  \"event\"\n}".into();
-    let verdicts = handler.clone().call(Call { events, timeout: PATIENCE }).await;
+    let verdicts = handler.clone().call(Call::new(events, PATIENCE)).await;
     let message = seen(&verdicts[20]);
     assert_eq!(message["batch"], "b0.1");
     let events = message["events"].as_array().unwrap().len();
@@ -192,7 +192,7 @@ fn command(script: &str) -> cellhook::handler::CommandConfig {
 
 async fn run(config: cellhook::handler::CommandConfig, event: Event, timeout: Duration) -> Verdict {
     let handler = Config::Command(config).build(&trigger()).unwrap();
-    handler.call(Call { events: vec![event], timeout }).await.remove(0)
+    handler.call(Call::new(vec![event], timeout)).await.remove(0)
 }
 
 /// A process gets its event on standard input and in its environment, and its exit code is the verdict.
@@ -276,7 +276,7 @@ async fn a_command_takes_a_batch_one_by_one() {
     config.dir = Some(dir.path().to_owned());
     let handler = Config::Command(config).build(&trigger()).unwrap();
     let events = (1..=3).map(|n| event(n, &json!({}))).collect();
-    let verdicts = handler.call(Call { events, timeout: PATIENCE }).await;
+    let verdicts = handler.call(Call::new(events, PATIENCE)).await;
     assert_eq!(verdicts, [Verdict::done(), Verdict::failed("exit code 1"), Verdict::done()]);
     assert_eq!(std::fs::read_to_string(dir.path().join("order")).unwrap(), "1\n2\n3\n");
 }

@@ -19,7 +19,7 @@ async fn the_shortest_child_works() {
     let handler = exec_config(&["python3", "-c", &block("python child")]).build(&trigger()).unwrap();
     assert_eq!(call(&handler, 1, json!({})).await, Verdict::done());
     let events = (2..5).map(|n| event(n, &json!({}))).collect();
-    let verdicts = handler.clone().call(Call { events, timeout: PATIENCE }).await;
+    let verdicts = handler.clone().call(Call::new(events, PATIENCE)).await;
     assert_eq!(verdicts, vec![Verdict::done(); 3]);
     assert_eq!(handler.counts().faults, 0);
     handler.stop().await;
@@ -35,7 +35,7 @@ async fn the_command_of_the_contract_works() {
         env_pass: vec!["PATH".to_owned()],
     };
     let handler = Config::Command(config).build(&trigger()).unwrap();
-    let verdicts = handler.call(Call { events: vec![event(1, &json!({}))], timeout: PATIENCE }).await;
+    let verdicts = handler.call(Call::new(vec![event(1, &json!({}))], PATIENCE)).await;
     assert_eq!(verdicts, [Verdict::done()]);
 }
 
