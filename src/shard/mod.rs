@@ -1,6 +1,6 @@
 //! One held shard's life in one loop: tail, dispatch, checkpoint.
 //!
-//! Plain state and one `select!` over closed events ([`work`]); no locks, and no task a cell: calls are futures of this loop. At
+//! Plain state and one `select!` over closed events (`work.rs`); no locks, and no task a cell: calls are futures of this loop. At
 //! most one read of the log, and one write of the lease or one reading of the lanes, are under way at a time.
 
 mod news;
