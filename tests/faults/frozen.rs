@@ -56,19 +56,20 @@ fn wake(home: &Home, mut frozen: Worker, mut other: Worker, before: usize, cells
     frozen.hears_times("took shards", 2);
     home.until_handled(cells);
     // The other one may have handled everything meanwhile: new cells come until the woken one has called for some.
-    let mut late = 0;
+    let mut late = 0_u64;
     until(|| {
         late += 1;
         home.put(&format!("late-{late}"));
         calls_of(home, frozen.pid()).len() > before
     })
     .expect("it calls again");
+    home.until_handled(cells + late);
     let woken = calls_of(home, frozen.pid()).split_off(before);
     assert!(woken.iter().all(|call| call[2] > 1), "calls under a passed epoch by the woken worker: {woken:?}");
     let mut cells_called: Vec<(u64, u64)> = all(home).iter().map(|call| (call[0], call[1])).collect();
     cells_called.sort_unstable();
     cells_called.dedup();
-    assert_eq!(cells_called.len() as u64, cells);
+    assert_eq!(cells_called.len() as u64, cells + late);
     for worker in [&mut frozen, &mut other] {
         worker.signal(Signal::TERM);
         worker.ends_with(0);
