@@ -1,0 +1,167 @@
+//! What every verb has in common: help, errors, exit codes, the keys of its objects.
+
+use super::home::*;
+use serde_json::Value;
+use std::{fs, path::Path};
+
+#[test]
+fn check_prints_the_effective_config_and_hides_secrets() {
+    let home = Home::with_trigger(
+        "[triggers.bill.handler]\nkind = \"exec\"\ncommand = [\"true\"]\nenv = { TOKEN = \"s3cret\" }\n",
+    );
+    let checked = home.run(&["check"]).done().says("config/cellhook.toml is good");
+    assert!(checked.stdout.contains("shards = 4") && checked.stdout.contains("timeout = \"30s\""));
+    assert!(checked.stdout.contains("TOKEN = \"***\"") && !checked.stdout.contains("s3cret"));
+    let store = home.dir.path().canonicalize().unwrap().join("config/cellhook.db");
+    let effective: Value = serde_json::from_str(&home.run(&["check", "--json"]).done().stdout).unwrap();
+    assert_eq!(Path::new(effective["store"]["path"].as_str().unwrap()).file_name(), store.file_name());
+    assert!(!store.exists(), "check starts nothing");
+}
+
+#[test]
+fn a_wrong_config_is_told_with_line_and_suggestion() {
+    let home = Home::with("[store]\nkind = \"embedded\"\ndurabilty = \"full\"\n");
+    let told = "config/cellhook.toml:3: store.durabilty: unknown key `durabilty`; did you mean `durability`?";
+    for verb in [&["check"][..], &["run"], &["shards"], &["get", "trips", "row"]] {
+        home.run(verb).ended(2).says(told);
+    }
+    home.write("[worker]\nsession = \"1s\"\n");
+    home.run(&["check"]).ended(2).says("config/cellhook.toml:2: worker.session: \"1s\" is under three heartbeats");
+    home.write("group = \"a\"\n[triggers.t]\nsource = \"trips\"\norder = \"sideways\"\n");
+    home.run(&["check"]).ended(2).says("config/cellhook.toml:4: triggers.t.order: unknown value `sideways`");
+    let mut command = home.command(&["check"]);
+    home.write("");
+    let ended = Home::ended(command.env("CELLHOOK_GROUP", "Not A Name").spawn().unwrap());
+    ended.ended(2).says("environment variable CELLHOOK_GROUP: group: \"Not A Name\" is not a name");
+}
+
+#[test]
+fn a_filter_that_cannot_be_read_is_refused_before_anything_starts() {
+    let home = Home::with_trigger(&format!("filter = \"data.body. >\"\n{LOG}"));
+    home.run(&["check"]).ended(2).says("triggers.bill.filter");
+    home.run(&["run"]).ended(2).says("triggers.bill.filter");
+}
+
+#[test]
+fn no_config_tells_where_it_was_looked_for() {
+    let home = Home { dir: tempfile::tempdir().unwrap() };
+    home.run(&["check"]).ended(2).says("looked for ./config/cellhook.toml, /etc/cellhook/cellhook.toml");
+    home.run(&["check", "--config", "none.toml"]).ended(2).says("config file none.toml cannot be read: No such file");
+}
+
+#[test]
+fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
+    let home = Home::with("");
+    let verbs = [
+        "run",
+        "init",
+        "check",
+        "put",
+        "get",
+        "tail",
+        "trim",
+        "shards",
+        "workers",
+        "parked",
+        "triggers",
+        "checkpoint",
+        "bench",
+    ];
+    for verb in verbs {
+        let help = home.run(&[verb, "--help"]).done();
+        assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
+        assert!(help.stdout.contains("\nExample") && help.stdout.contains(&format!("  cellhook {verb}")), "{help:?}");
+    }
+    for words in [["parked", "retry"], ["parked", "drop"], ["triggers", "pause"], ["triggers", "resume"]] {
+        home.run(&[words[0], words[1], "--help"]).done();
+    }
+    for verb in ["show", "rewind", "skip"] {
+        let help = home.run(&["checkpoint", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook checkpoint {verb}")), "{help}");
+    }
+    for verb in ["list", "show"] {
+        let help = home.run(&["workers", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook workers {verb}")), "{help}");
+    }
+    let help = home.run(&["--help"]).done().stdout;
+    assert!(verbs.iter().all(|verb| help.contains(verb)) && help.contains("Exit codes:"), "{help}");
+    home.run(&[]).ended(2);
+    home.run(&["fly"]).ended(2);
+    home.run(&["put", "trips"]).ended(2);
+    home.run(&["get", "trips"]).ended(2);
+    home.run(&["get", "trips", "row", "--file", "x"]).ended(2);
+    home.run(&["put", "Trips", "row", "C", "1"]).ended(2).says("is not a name");
+    home.run(&["put", "trips", "row", "C", "1", "--ref", "9223372036854775808"]).ended(2);
+}
+
+#[test]
+fn a_store_without_tables_names_them_and_the_command() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["get", "trips", "row"]).ended(2).says("trips.cells").says("cellhook init");
+    let made = home.run(&["init", "--json"]).done().objects();
+    assert_eq!(made[0]["new"], true);
+    assert_eq!(home.run(&["init", "--json"]).done().objects()[0]["new"], false);
+    home.run(&["get", "trips", "row"]).ended(4).says("no cell");
+    home.run(&["get", "copies", "row"]).ended(2).says("has no datastore copies; it has: trips");
+    home.write("[store]\nkind = \"embedded\"\n[datastores.trips]\nshards = 8\n");
+    home.run(&["get", "trips", "row"]).ended(2).says("made with 4 shards");
+}
+
+#[test]
+fn a_store_out_of_reach_has_its_own_code() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let home = Home::with(&format!(
+        "[store]\nkind = \"dynamodb\"\nendpoint = \"http://{nobody}\"\nregion = \"eu-central-1\"\n[datastores.trips]\n"
+    ));
+    home.run(&["shards"]).ended(5);
+    let home = Home::with("[store]\nkind = \"embedded\"\npath = \"/proc/nowhere/x.db\"\n[datastores.trips]\n");
+    home.run(&["shards"]).ended(5).says("/proc/nowhere");
+}
+
+/// Holds `docs/cli.md` to the code.
+#[test]
+fn the_objects_have_the_keys_that_are_written() {
+    let table = include_str!("../../docs/cli.md");
+    let home = Home::with_trigger(&shell("exit 65"));
+    let holds = |verb: &str, words: &[&str]| {
+        let row = table.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{verb}`"))).unwrap();
+        let forms: Vec<Vec<&str>> = row
+            .split('{')
+            .skip(1)
+            .map(|form| form.split('}').next().unwrap().split(", ").collect())
+            .map(|mut keys: Vec<&str>| {
+                keys.sort_unstable();
+                keys
+            })
+            .collect();
+        let objects = home.run(&[words, &["--json"]].concat()).objects();
+        assert!(!objects.is_empty(), "{verb}");
+        for object in objects {
+            let keys: Vec<&str> =
+                object.as_object().unwrap().keys().map(String::as_str).filter(|key| *key != "done").collect();
+            assert!(forms.contains(&keys), "{verb}: {object} is none of {forms:?}");
+        }
+    };
+    holds("init", &["init"]);
+    let _worker = home.worker();
+    holds("put", &["put", "trips", "row", "BASE", "1"]);
+    fs::write(home.path("cells.ndjson"), "{\"row_key\":\"row\",\"column\":\"BASE\",\"ref_key\":1,\"body\":1}\n")
+        .unwrap();
+    holds("put --file", &["put", "trips", "--file", "cells.ndjson"]);
+    holds("get", &["get", "trips", "row", "BASE"]);
+    holds("tail", &["tail", "trips"]);
+    fs::write(home.path("no.ndjson"), "{\"row_key\":\"no\",\"column\":\"BASE\",\"ref_key\":1}\nno\n").unwrap();
+    holds("get --file", &["get", "trips", "--file", "no.ndjson"]);
+    home.until(&["parked"], |parked| parked.len() == 1);
+    holds("parked", &["parked"]);
+    holds("parked", &["parked", "drop", "--trigger", "bill", "--all"]);
+    holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
+    holds("shards", &["shards"]);
+    holds("triggers", &["triggers"]);
+    holds("workers", &["workers"]);
+    let id = home.run(&["workers", "--json"]).done().objects()[0]["id"].as_str().unwrap().to_owned();
+    holds("workers show", &["workers", "show", &id]);
+    holds("checkpoint show", &["checkpoint", "show", "bill"]);
+    holds("checkpoint rewind", &["checkpoint", "rewind", "bill", "--to", "oldest", "--dry-run"]);
+    holds("checkpoint skip", &["checkpoint", "skip", "bill", "--shard", "0", "--added-id", "99"]);
+}
