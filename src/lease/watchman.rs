@@ -135,7 +135,6 @@ impl Watchman {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::Millis;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -144,20 +143,7 @@ mod tests {
     }
 
     fn session(name: &str, beat: u64, state: SessionState) -> Session {
-        Session {
-            id: id(name),
-            state,
-            beat,
-            inbox: 0,
-            parked_inbox: 0,
-            role: Role::Worker,
-            host: String::new(),
-            pid: 0,
-            version: String::new(),
-            length: 10 * SECOND,
-            sources: BTreeSet::new(),
-            started_at: Millis(0),
-        }
+        Session { state, beat, length: 10 * SECOND, ..Session::dead(&id(name)) }
     }
 
     fn live(name: &str, beat: u64) -> Session {

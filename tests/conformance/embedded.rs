@@ -5,7 +5,7 @@ use super::in_dir;
 use super::ledger_sessions::accepted;
 use super::log_append::{append, cell, commit, key};
 use cellhook::cell::{
-    AddedId, Committed, ErrorKind, Ledger, Log, Millis, Name, NewDatastore, Refused, Role, Session, SessionId,
+    AddedId, Committed, ErrorKind, Ledger, Log, Name, NewDatastore, Refused, Session, SessionId,
     SessionState, ShardId,
 };
 use cellhook::store::{Config, FileError, OpenError, Store};
@@ -33,20 +33,7 @@ async fn made(config: &Config) -> (Store, Arc<dyn Log>, Arc<dyn Ledger>) {
 }
 
 fn session(id: &SessionId) -> Session {
-    Session {
-        id: id.clone(),
-        state: SessionState::Live,
-        beat: 0,
-        inbox: 0,
-        parked_inbox: 0,
-        role: Role::Worker,
-        host: "here".into(),
-        pid: std::process::id(),
-        version: "0".into(),
-        length: Duration::from_secs(10),
-        sources: std::collections::BTreeSet::new(),
-        started_at: Millis(0),
-    }
+    Session { state: SessionState::Live, length: Duration::from_secs(10), ..Session::dead(id) }
 }
 
 fn lock_path(dir: &TempDir) -> PathBuf {
