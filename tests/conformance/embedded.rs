@@ -5,8 +5,7 @@ use super::in_dir;
 use super::ledger_sessions::accepted;
 use super::log_append::{append, cell, commit, key};
 use cellhook::cell::{
-    AddedId, Committed, ErrorKind, Ledger, Log, Name, NewDatastore, Refused, Session, SessionId,
-    SessionState, ShardId,
+    AddedId, Committed, ErrorKind, Ledger, Log, Name, NewDatastore, Refused, Session, SessionId, SessionState, ShardId,
 };
 use cellhook::store::{Config, FileError, OpenError, Store};
 use std::error::Error;
