@@ -1,5 +1,6 @@
 //! One test program.
 
+mod binary;
 mod cli;
 mod conformance;
 mod engine;

@@ -1,5 +1,6 @@
 //! A directory with a config, and the processes that work there.
 
+pub(super) use crate::binary::{Ended, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
@@ -10,49 +11,12 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread::JoinHandle,
-    time::Duration,
 };
 use tempfile::TempDir;
-
-/// Longer than anything here takes on a machine that works.
-pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A directory with a config and a store of its own.
 pub(super) struct Home {
     pub(super) dir: TempDir,
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) code: Option<i32>,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
-}
-
-impl Ended {
-    /// The objects that it printed.
-    #[track_caller]
-    pub(super) fn objects(&self) -> Vec<Value> {
-        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{self:?}"))).collect()
-    }
-
-    #[track_caller]
-    pub(super) fn done(self) -> Self {
-        self.ended(0)
-    }
-
-    #[track_caller]
-    pub(super) fn ended(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    pub(super) fn says(self, text: &str) -> Self {
-        assert!(self.stderr.contains(text), "{text:?} is missing in {self:?}");
-        self
-    }
 }
 
 impl Home {
@@ -89,28 +53,19 @@ impl Home {
     }
 
     pub(super) fn run(&self, words: &[&str]) -> Ended {
-        Self::ended(self.command(words).spawn().unwrap())
+        Ended::of(self.command(words).spawn().unwrap())
     }
 
     pub(super) fn run_with(&self, words: &[&str], stdin: &str) -> Ended {
         let mut child = self.command(words).stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        Self::ended(child)
+        Ended::of(child)
     }
 
     /// Nobody reads what it prints and says: both pipes are closed before it starts.
     pub(super) fn unheard(&self, words: &[&str]) -> Child {
         let closed = || std::io::pipe().unwrap().1;
         self.command(words).stdout(closed()).stderr(closed()).spawn().unwrap()
-    }
-
-    pub(super) fn ended(child: Child) -> Ended {
-        let output = child.wait_with_output().unwrap();
-        Ended {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
     }
 
     pub(super) fn worker(&self) -> Worker {
@@ -137,18 +92,6 @@ impl Home {
         .unwrap_or_else(|| panic!("{words:?} gave {last:?}"));
         last.unwrap()
     }
-}
-
-/// Asks until it is so; `None` when that takes too long.
-pub(super) fn until(mut so: impl FnMut() -> bool) -> Option<()> {
-    let start = std::time::SystemTime::now();
-    while !so() {
-        if start.elapsed().unwrap_or_default() > DEADLINE {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Some(())
 }
 
 /// The exit code, once it has one.

@@ -31,7 +31,7 @@ fn a_wrong_config_is_told_with_line_and_suggestion() {
     home.run(&["check"]).ended(2).says("config/cellhook.toml:4: triggers.t.order: unknown value `sideways`");
     let mut command = home.command(&["check"]);
     home.write("");
-    let ended = Home::ended(command.env("CELLHOOK_GROUP", "Not A Name").spawn().unwrap());
+    let ended = Ended::of(command.env("CELLHOOK_GROUP", "Not A Name").spawn().unwrap());
     ended.ended(2).says("environment variable CELLHOOK_GROUP: group: \"Not A Name\" is not a name");
 }
 

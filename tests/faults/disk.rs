@@ -66,7 +66,7 @@ fn a_full_disk_stops_nothing_for_good() {
     // Large, so that no page that is free already takes it.
     let body = format!("\"{}\"", "x".repeat(100_000));
     let refused = home.run(&["put", "trips", "refused", "BASE", &body]);
-    refused.with(5).says("was not acknowledged: TransactWriteItems on table trips.log").says("disk is full");
+    refused.ended(5).says("was not acknowledged: TransactWriteItems on table trips.log").says("disk is full");
     worker.hears("a heartbeat failed; trying again");
     bulk.give("third");
     std::thread::sleep(Duration::from_secs(1));
@@ -80,7 +80,7 @@ fn a_full_disk_stops_nothing_for_good() {
 
     std::fs::remove_file(&ballast).unwrap();
     bulk.is_acknowledged();
-    bulk.ended().with(0);
+    bulk.ended().ended(0);
     worker.hears("heartbeats are accepted again: going on");
     home.put("fourth");
     home.until_handled(5);

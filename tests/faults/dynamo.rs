@@ -120,16 +120,16 @@ fn a_server_that_goes_and_comes_back() {
     let Some(mut server) = Server::new() else { return };
     let home = server.home();
     let missing = "trips.cells, trips.log, trips.tips. Make them with `cellhook init`";
-    home.run(&["run"]).with(2).says("missing in DynamoDB at http://127.0.0.1").says(missing);
-    home.run(&["put", "trips", "row", "BASE", "1"]).with(2).says(missing);
-    home.run(&["init"]).with(0);
+    home.run(&["run"]).ended(2).says("missing in DynamoDB at http://127.0.0.1").says(missing);
+    home.run(&["put", "trips", "row", "BASE", "1"]).ended(2).says(missing);
+    home.run(&["init"]).ended(0);
     let mut worker = home.worker();
     home.put("first");
     home.until_handled(1);
 
     server.kill();
     let (since, lines) = (SystemTime::now(), worker.lines());
-    home.run(&["put", "trips", "row", "BASE", "1"]).with(5).says("Connection refused");
+    home.run(&["put", "trips", "row", "BASE", "1"]).ended(5).says("Connection refused");
     worker.hears("a heartbeat failed; trying again");
     worker.hears("cannot read the sessions; trying again");
     worker.hears("cannot read the tips; trying again");
@@ -150,7 +150,7 @@ fn a_server_that_goes_and_comes_back() {
 
 /// Puts three cells, has them handled, deletes these tables under the worker, and makes them anew once it has noticed.
 fn made_anew(server: &Server, home: &Home, tables: &[&str]) -> super::home::Worker {
-    home.run(&["init"]).with(0);
+    home.run(&["init"]).ended(0);
     let worker = home.worker();
     for row in ["a", "b", "c"] {
         home.put(row);
@@ -159,7 +159,7 @@ fn made_anew(server: &Server, home: &Home, tables: &[&str]) -> super::home::Work
     tables.iter().for_each(|table| server.delete(table));
     worker.hears("cannot read the tips; trying again");
     worker.hears("Query on table trips.tips: the table does not exist");
-    let made = home.run(&["init"]).with(0);
+    let made = home.run(&["init"]).ended(0);
     assert!(made.stdout.contains("datastore trips: made, 2 shards"), "{made:?}");
     worker
 }
@@ -182,7 +182,7 @@ fn a_datastore_made_anew_under_a_worker_is_not_worked_on() {
     assert!(worker.lines() - lines <= 6, "{}", worker.said());
     worker.signal(Signal::TERM);
     worker.ends_with(0);
-    home.run(&["run"]).with(2).says("the datastore was made anew. Restore the old tables, or use a new group name");
+    home.run(&["run"]).ended(2).says("the datastore was made anew. Restore the old tables, or use a new group name");
 }
 
 /// As above, but the new tips pass the old ones before the worker reads them.

@@ -20,7 +20,7 @@ fn a_file_of_something_else_is_refused_and_left_alone() {
     for what in ["no SQLite file", "an SQLite file of something else"] {
         let before = fs::read(home.path("diary")).unwrap();
         for verb in VERBS {
-            home.run(verb).with(5).says(&format!("diary is {what}, not a cellhook store")).says("set store.path");
+            home.run(verb).ended(5).says(&format!("diary is {what}, not a cellhook store")).says("set store.path");
         }
         assert_eq!(fs::read(home.path("diary")).unwrap(), before);
         let beside = fs::read_dir(home.path(".")).unwrap().count();
@@ -34,20 +34,20 @@ fn a_file_of_something_else_is_refused_and_left_alone() {
 fn a_place_that_cannot_be_used_is_named() {
     let home = Home::new(&Home::config("absent/store.db", &noting("true")));
     for verb in VERBS {
-        home.run(verb).with(5).says("absent/store.db cannot be used; make it, or set store.path").says("No such file");
+        home.run(verb).ended(5).says("absent/store.db cannot be used; make it, or set store.path").says("No such file");
     }
     assert!(!home.path("absent").exists());
 
     fs::create_dir(home.path("folder")).unwrap();
     home.configure(&Home::config("folder", &noting("true")));
     for verb in VERBS {
-        home.run(verb).with(5).says("folder is a directory, not a cellhook store").says("set store.path");
+        home.run(verb).ended(5).says("folder is a directory, not a cellhook store").says("set store.path");
     }
     assert_eq!(fs::read_dir(home.path("folder")).unwrap().count(), 0);
     home.configure("[store]\nkind = \"embedded\"\n[datastores.trips]\n");
     fs::remove_file(home.path("cellhook.toml")).unwrap();
     fs::create_dir(home.path("cellhook.toml")).unwrap();
-    home.run(&["run"]).with(2).says("cellhook.toml").says("directory");
+    home.run(&["run"]).ended(2).says("cellhook.toml").says("directory");
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_directory_without_the_right_to_write_is_named() {
             Ok(ended) if !ended.stderr.contains("setpriv:") => ended,
             other => return skipped(&format!("a directory that cannot be written: nobody else can try: {other:?}")),
         };
-        ended.with(5).says("no right to write").says("closed/store.db").says("or set store.path");
+        ended.ended(5).says("no right to write").says("closed/store.db").says("or set store.path");
     }
     assert_eq!(fs::read_dir(home.path("closed")).unwrap().count(), 0);
 }

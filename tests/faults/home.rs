@@ -1,5 +1,6 @@
 //! A directory with a config, and the processes that work there.
 
+pub(super) use crate::binary::{Ended, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
@@ -9,12 +10,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::{Duration, SystemTime},
 };
 use tempfile::TempDir;
-
-/// Longer than anything here takes on a machine that works.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A handler that notes shard, added ID and epoch of each call in `calls` before it runs the rest of the script.
 pub(super) fn noting(script: &str) -> String {
@@ -22,49 +19,9 @@ pub(super) fn noting(script: &str) -> String {
     format!("handler = {{ kind = \"command\", command = [\"sh\", \"-c\", {script:?}] }}\n")
 }
 
-/// Asks until it is so; `None` when that takes too long.
-pub(super) fn until(mut so: impl FnMut() -> bool) -> Option<()> {
-    let start = SystemTime::now();
-    while !so() {
-        if start.elapsed().unwrap_or_default() > PATIENCE {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Some(())
-}
-
 /// Says on the terminal, past the capture of the test harness, that something was not tested.
 pub(super) fn skipped(what: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) code: Option<i32>,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
-}
-
-impl Ended {
-    pub(super) fn of(child: Child) -> Self {
-        let output = child.wait_with_output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-    }
-
-    #[track_caller]
-    pub(super) fn with(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    pub(super) fn says(self, text: &str) -> Self {
-        assert!(self.stderr.contains(text), "{text:?} is missing in {self:?}");
-        self
-    }
 }
 
 pub(super) struct Home {
@@ -119,7 +76,7 @@ impl Home {
 
     #[track_caller]
     pub(super) fn put(&self, row: &str) {
-        self.run(&["put", "trips", row, "BASE", "1"]).with(0);
+        self.run(&["put", "trips", row, "BASE", "1"]).ended(0);
     }
 
     /// A bulk put that is fed line by line.

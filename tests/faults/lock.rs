@@ -20,8 +20,8 @@ fn a_stopped_holder_of_the_lock_is_named_and_waited_for() {
     bulk.give("meanwhile");
     // Opening needs the lock too: a put and a get alike say who holds it.
     let put = home.begin(&["put", "trips", "refused", "BASE", "1"]);
-    home.run(&["get", "trips", "before", "BASE"]).with(5).says(&holder.named());
-    super::home::Ended::of(put).with(5).says(&holder.named());
+    home.run(&["get", "trips", "before", "BASE"]).ended(5).says(&holder.named());
+    super::home::Ended::of(put).ended(5).says(&holder.named());
     for (worker, lines) in workers.iter().zip(lines) {
         worker.hears("long wait for the store's lock");
         worker.hears(&format!("process {} (stopped", holder.pid()));
@@ -32,7 +32,7 @@ fn a_stopped_holder_of_the_lock_is_named_and_waited_for() {
 
     holder.goes_on();
     bulk.is_acknowledged();
-    bulk.ended().with(0);
+    bulk.ended().ended(0);
     home.put("after");
     home.until_handled(3);
 
@@ -42,7 +42,7 @@ fn a_stopped_holder_of_the_lock_is_named_and_waited_for() {
     until(|| workers.iter().all(|worker| worker.said().contains(&format!("process {} (stopped", holder.pid()))))
         .unwrap_or_else(|| panic!("{}", workers[0].said()));
     drop(holder);
-    super::home::Ended::of(waits).with(0);
+    super::home::Ended::of(waits).ended(0);
     home.until_handled(4);
     home.called(4);
     for worker in &mut workers {

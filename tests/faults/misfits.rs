@@ -34,7 +34,7 @@ fn another_number_of_shards_is_refused() {
     let config = std::fs::read_to_string(home.path("cellhook.toml")).unwrap();
     home.configure(&config.replace("shards = 4", "shards = 8"));
     for verb in [&["run"][..], &["init"], &["put", "trips", "a", "B", "1"], &["shards"], &["tail", "trips"]] {
-        let told = home.run(verb).with(2).says("datastore trips was made with 4 shards, not with 8");
+        let told = home.run(verb).ended(2).says("datastore trips was made with 4 shards, not with 8");
         told.says("set datastores.trips.shards = 4, or use another name");
     }
     home.configure(&config);
@@ -47,7 +47,7 @@ fn another_schema_number_is_refused() {
     change_item(&home, "\"schema\":{\"N\":\"1\"}", "\"schema\":{\"N\":\"7\"}");
     for verb in [&["run"][..], &["init"], &["put", "trips", "a", "B", "1"], &["get", "trips", "row"], &["shards"]] {
         let told =
-            home.run(verb).with(2).says("datastore trips has tables of schema 7, this program works with schema 1");
+            home.run(verb).ended(2).says("datastore trips has tables of schema 7, this program works with schema 1");
         told.says("use the version of cellhook that made them");
     }
     change_item(&home, "\"schema\":{\"N\":\"7\"}", "\"schema\":{\"N\":\"1\"}");
@@ -60,7 +60,7 @@ fn a_known_trigger_with_another_source_is_refused() {
     let config = std::fs::read_to_string(home.path("cellhook.toml")).unwrap();
     let other = config.replace("source = \"trips\"", "source = \"riders\"") + "[datastores.riders]\nshards = 4\n";
     home.configure(&other);
-    let refused = home.run(&["run"]).with(2).says("trigger bill is registered on datastore trips");
+    let refused = home.run(&["run"]).ended(2).says("trigger bill is registered on datastore trips");
     refused.says("the config says riders: give the new one another name");
     // At a reload it changes nothing.
     home.configure(&(config.clone() + "[datastores.riders]\nshards = 4\n"));
@@ -90,9 +90,9 @@ fn a_datastore_made_anew_under_old_checkpoints_is_refused() {
              c.execute('delete from _tables where table_name = ?', (f'trips.{t}',))\n\
          c.commit()\n",
     );
-    home.run(&["init"]).with(0);
+    home.run(&["init"]).ended(0);
     home.put("new");
-    home.run(&["run"]).with(2).says("trigger bill is registered on incarnation").says("the datastore was made anew");
+    home.run(&["run"]).ended(2).says("trigger bill is registered on incarnation").says("the datastore was made anew");
     assert_eq!(home.calls().len(), 1, "the new cell was not handled under the old checkpoints");
     // What it says helps.
     home.run(&["run"]).says("Restore the old tables, or use a new group name");

@@ -63,7 +63,7 @@ fn a_bad_file_at_sighup_changes_nothing_in_any_phase() {
     let home = Home::embedded(&noting("until test -e quick; do sleep 0.1; done"));
     let good = std::fs::read_to_string(home.path("cellhook.toml")).unwrap();
     // At start, while somebody holds the lock.
-    home.run(&["init"]).with(0);
+    home.run(&["init"]).ended(0);
     let holder = Holder::stopped(&home);
     let mut worker = home.starting();
     worker.hears("long wait for the store's lock");
@@ -103,7 +103,7 @@ fn a_bad_file_at_sighup_changes_nothing_in_any_phase() {
 #[test]
 fn sigterm_before_the_first_shard_ends_well() {
     let home = Home::embedded(&noting("true"));
-    home.run(&["init"]).with(0);
+    home.run(&["init"]).ended(0);
     home.put("row");
     // While it opens the store.
     let holder = Holder::stopped(&home);
@@ -132,7 +132,7 @@ fn sigterm_before_the_first_shard_ends_well() {
 fn a_reload_that_is_asked_for_at_start_is_done() {
     let home = Home::embedded(&noting("true"));
     let config = std::fs::read_to_string(home.path("cellhook.toml")).unwrap();
-    home.run(&["init"]).with(0);
+    home.run(&["init"]).ended(0);
     let holder = Holder::stopped(&home);
     let worker = home.starting();
     worker.hears("long wait for the store's lock");
