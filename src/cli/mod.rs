@@ -52,9 +52,9 @@ enum Verb {
     /// Work: take shards, call handlers, until SIGTERM or SIGINT. SIGHUP reads the triggers of the config again.
     #[command(after_help = examples::RUN)]
     Run(run::Args),
-    /// Make the tables that the config needs and that are missing.
+    /// Make the tables that the config needs and that are missing; say what is there, and how it differs from the options.
     #[command(after_help = examples::INIT)]
-    Init,
+    Init(init::Args),
     /// Prove the config without starting anything, and print what it comes to; secrets are hidden.
     #[command(after_help = examples::CHECK)]
     Check,
@@ -94,7 +94,7 @@ impl Verb {
     /// Whether it changes anything.
     fn changes(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
+            Self::Run(_) | Self::Init(_) | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
             Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
@@ -135,7 +135,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
     let done = runtime.block_on(async {
         match verb {
             Verb::Run(args) => run::run(context, args).await,
-            Verb::Init => init::init(context).await,
+            Verb::Init(args) => init::init(context, args).await,
             Verb::Check => check::check(context),
             Verb::Put(args) => put::put(context, args).await,
             Verb::Get(args) => get::get(context, args).await,
@@ -170,6 +170,10 @@ mod tests {
         for line in [
             "parked --trigger t --state dead",
             "parked list --trigger t",
+            "parked --error timeout --older 1h --newer 1d --limit 10",
+            "parked --count",
+            "parked show t 3 7",
+            "init --billing provisioned --read-units 5 --write-units 5 --deletion-protection --tag a=b --tag c=d",
             "triggers",
             "triggers list",
             "shards",
@@ -179,7 +183,7 @@ mod tests {
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
         for line in
-            ["put trips", "put trips row column", "put trips row column {} --file f", "get trips", "parked retry"]
+            ["put trips", "put trips row column", "put trips row column {} --file f", "get trips", "parked retry", "init --tag a", "init --read-units 0", "parked --limit 0", "parked show t 3", "parked --older soon"]
         {
             let words = std::iter::once("cellhook").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");

@@ -7,10 +7,12 @@ mod items;
 mod ledger;
 mod log;
 mod open;
+mod settings;
 mod tables;
 #[cfg(test)]
 mod tests;
 
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faults};
-pub use open::{Made, OpenError, Store};
+pub use open::{Made, Making, OpenError, Store};
+pub use settings::{Billing, Difference, TableSettings};
