@@ -67,6 +67,11 @@ Examples:
   cellhook checkpoint rewind bill_rider --to 123 --shard 5
   cellhook checkpoint skip bill_rider --shard 5 --added-id 123";
 
+pub(super) const IAM_POLICY: &str = "\
+Examples:
+  cellhook iam-policy
+  cellhook iam-policy run --account 123456789012 --region eu-central-1 > worker.json";
+
 pub(super) const BENCH: &str = "\
 Examples:
   cellhook bench

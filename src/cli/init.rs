@@ -92,7 +92,8 @@ impl Args {
         }
         let settings = TableSettings { billing, deletion_protection, point_in_time_recovery, tags: by_key };
         if kind == Kind::Embedded && !settings.is_empty() {
-            let what = "billing, deletion protection, point-in-time recovery and tags are settings of tables of DynamoDB";
+            let what =
+                "billing, deletion protection, point-in-time recovery and tags are settings of tables of DynamoDB";
             return Err(Usage(format!("{what}; store.kind is embedded, and its tables lie in a file")));
         }
         if update && settings.is_empty() {

@@ -13,6 +13,7 @@ mod crew;
 mod examples;
 mod exit;
 mod get;
+mod iam_policy;
 mod init;
 mod lines;
 mod observe;
@@ -85,6 +86,9 @@ enum Verb {
     /// How far a trigger is on each shard: show it, set it back or forward, skip one cell.
     #[command(after_help = examples::CHECKPOINT)]
     Checkpoint(checkpoint::Args),
+    /// Print the least AWS policy with which a role can work on the tables of the config.
+    #[command(after_help = examples::IAM_POLICY)]
+    IamPolicy(iam_policy::Args),
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
@@ -95,7 +99,9 @@ impl Verb {
     fn changes(&self) -> bool {
         match self {
             Self::Run(_) | Self::Init(_) | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
-            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => false,
+            Self::Check | Self::IamPolicy(_) | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => {
+                false
+            }
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
@@ -137,6 +143,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Run(args) => run::run(context, args).await,
             Verb::Init(args) => init::init(context, args).await,
             Verb::Check => check::check(context),
+            Verb::IamPolicy(args) => iam_policy::iam_policy(context, args),
             Verb::Put(args) => put::put(context, args).await,
             Verb::Get(args) => get::get(context, args).await,
             Verb::Tail(args) => tail::tail(context, args).await,
@@ -182,9 +189,18 @@ mod tests {
             let words = std::iter::once("cellhook").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
-        for line in
-            ["put trips", "put trips row column", "put trips row column {} --file f", "get trips", "parked retry", "init --tag a", "init --read-units 0", "parked --limit 0", "parked show t 3", "parked --older soon"]
-        {
+        for line in [
+            "put trips",
+            "put trips row column",
+            "put trips row column {} --file f",
+            "get trips",
+            "parked retry",
+            "init --tag a",
+            "init --read-units 0",
+            "parked --limit 0",
+            "parked show t 3",
+            "parked --older soon",
+        ] {
             let words = std::iter::once("cellhook").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

@@ -72,7 +72,9 @@ pub(super) async fn nudge_owners(ledger: &dyn Ledger, shards: &BTreeSet<ShardRef
     for (source, of_source) in of_source {
         if of_source.len() > FEW_LEASES {
             let leases = ledger.leases(source).await.unwrap_or_default();
-            owners.extend(leases.into_iter().filter(|lease| shards.contains(&lease.shard)).filter_map(|lease| lease.owner));
+            owners.extend(
+                leases.into_iter().filter(|lease| shards.contains(&lease.shard)).filter_map(|lease| lease.owner),
+            );
             continue;
         }
         for shard in of_source {

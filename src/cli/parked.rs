@@ -40,8 +40,10 @@ enum Verb {
                             cellhook parked retry --trigger bill_rider --state dead")]
     Retry(ChangeArgs),
     /// Give cells up for good: they are not called again. Asks, at a terminal.
-    #[command(after_help = "Examples:\n  cellhook parked drop --trigger bill_rider --state dead --older 30d --dry-run\n  \
-                            cellhook parked drop --trigger bill_rider --shard 5 --added-id 123 --yes")]
+    #[command(
+        after_help = "Examples:\n  cellhook parked drop --trigger bill_rider --state dead --older 30d --dry-run\n  \
+                            cellhook parked drop --trigger bill_rider --shard 5 --added-id 123 --yes"
+    )]
     Drop(DropArgs),
 }
 

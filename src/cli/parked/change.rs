@@ -401,7 +401,8 @@ mod tests {
         assert!(is_left_by(&writes, left));
         assert!(!is_left_by(&writes, &Parked { revision: left.revision + 1, ..left.clone() }), "a worker went on");
         let writes = retried(left, Millis(6000)).unwrap();
-        let after = Parked { revision: left.revision + 1, since: Millis(6000), next_attempt_at: Millis(6000), ..left.clone() };
+        let after =
+            Parked { revision: left.revision + 1, since: Millis(6000), next_attempt_at: Millis(6000), ..left.clone() };
         assert!(is_left_by(&writes, &after) && !is_left_by(&writes, left));
     }
 }

@@ -115,7 +115,11 @@ mod tests {
         assert!(!lets(Filter { row: Some("other".into()), ..all.clone() }, &dead));
         assert!(!lets(Filter { shard: Some(2), ..all.clone() }, &dead));
         for (text, found) in [("no", true), ("504", true), ("505", false)] {
-            assert_eq!(lets(Filter { error: Some(text.into()), ..all.clone() }, &dead), found, "any kept error: {text}");
+            assert_eq!(
+                lets(Filter { error: Some(text.into()), ..all.clone() }, &dead),
+                found,
+                "any kept error: {text}"
+            );
         }
         let hour = Duration::from_hours(1);
         for (age, older) in [(hour, true), (hour + Duration::from_millis(1), false)] {

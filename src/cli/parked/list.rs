@@ -56,12 +56,7 @@ pub(super) async fn list(context: &mut Context, args: ListArgs) -> anyhow::Resul
 
 type Hits<'a> = BoxStream<'a, Result<Hit, StoreError>>;
 
-async fn each(
-    context: &mut Context,
-    triggers: &[TriggerRecord],
-    hits: Hits<'_>,
-    limit: usize,
-) -> anyhow::Result<Done> {
+async fn each(context: &mut Context, triggers: &[TriggerRecord], hits: Hits<'_>, limit: usize) -> anyhow::Result<Done> {
     let mut hits = hits.take(limit);
     let mut rows = Vec::new();
     let mut listed = 0;

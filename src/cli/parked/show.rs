@@ -125,9 +125,10 @@ pub(super) async fn show(context: &mut Context, args: ShowArgs) -> anyhow::Resul
         ParkedState::Retrying => format!("retrying, {}", retrying(&parked)),
         state => State::of(state).text().into(),
     };
-    let waits_for = row.head.as_ref().map_or_else(|| "-".into(), |head| {
-        format!("added ID {}, which failed {} times and is {}", head.added_id, head.attempts, retrying(head))
-    });
+    let waits_for = row.head.as_ref().map_or_else(
+        || "-".into(),
+        |head| format!("added ID {}, which failed {} times and is {}", head.added_id, head.attempts, retrying(head)),
+    );
     let mut lines = vec![
         ("trigger", record.name.to_string()),
         ("datastore", datastore.name.to_string()),

@@ -7,6 +7,7 @@ mod items;
 mod ledger;
 mod log;
 mod open;
+mod policy;
 mod settings;
 mod tables;
 #[cfg(test)]
@@ -15,4 +16,5 @@ mod tests;
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faults};
 pub use open::{Made, Making, OpenError, Store};
+pub use policy::{Role, Scope, policy};
 pub use settings::{Billing, Difference, TableSettings};
