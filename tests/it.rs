@@ -1,6 +1,7 @@
 //! One test program.
 
 mod cli;
+mod configuration;
 mod conformance;
 mod engine;
 mod faults;

@@ -238,7 +238,7 @@ async fn thousands_are_given_up_with_few_requests_under_way() {
     let cells = dropped.objects();
     assert!(cells.len() == 1000 && cells.iter().all(|cell| cell["done"] == "dropped"), "{}", cells.len());
     dropped.says("1000 dropped").says("there may be more");
-    assert!((2..=16).contains(&dynamo.busiest()), "{} requests at a time", dynamo.busiest());
+    assert!(dynamo.busiest() <= 16, "{} requests at a time", dynamo.busiest());
     home.run(&["parked", "drop", "--trigger", "bill", "--state", "dead", "--yes"]).done().says("600 dropped");
     assert_eq!(home.run(&["parked", "--count", "--json"]).done().stdout, "");
 }

@@ -3,7 +3,8 @@
 //! Nothing says which lanes hold cells: a checkpoint counts the dead ones since the last resume only. Asking each lane of
 //! 4,096 shards takes 8,192 requests, each of which is paid for though most lanes are empty. The table itself holds nothing
 //! but parked cells, so it is read as a whole first, up to the price of asking the lanes; only when it is larger, because many
-//! cells are parked of which few are meant, the lanes are asked after all. So the cost is never more than twice the least.
+//! cells are parked of which few are meant, the lanes are asked after all. So the cost stays near twice the least, for cells of
+//! half a KiB; with errors as long as they may be the reading in vain costs six times as much.
 
 use super::filter::Filter;
 use crate::{
