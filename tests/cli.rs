@@ -2,7 +2,10 @@
 
 mod bench;
 mod cells;
+mod dynamo;
 mod home;
+mod iam;
+mod init;
 mod parked;
 mod surface;
 mod triggers;

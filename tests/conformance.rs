@@ -8,7 +8,7 @@ mod ledger_leases;
 mod ledger_parked;
 mod ledger_sessions;
 mod ledger_triggers;
-mod local;
+pub(crate) mod local;
 mod log_append;
 mod log_read;
 mod opening;

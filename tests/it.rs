@@ -2,6 +2,7 @@
 
 mod binary;
 mod cli;
+mod configuration;
 mod conformance;
 mod engine;
 mod faults;

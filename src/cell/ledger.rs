@@ -367,6 +367,10 @@ pub trait Ledger: Send + Sync + 'static {
     /// Parked cells of a lane with a place above `after`, ascending, at most `limit`; fewer only at the end.
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>>;
 
+    /// Parked cells of all lanes, of all triggers, behind this one; at most `limit`, fewer only at the end. A lane's cells are
+    /// together and ascending, the lanes in no order. What moves to another lane meanwhile may be met twice, or not at all.
+    fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>>;
+
     /// An operator's change of parked cells, in one transaction, each on its condition; `false` when one is refused.
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool>;
 }

@@ -252,7 +252,6 @@ struct ChangeLine<'a> {
 
 /// A trigger whose checkpoints are changed.
 struct Work {
-    open: Open,
     ledger: Arc<dyn Ledger>,
     log: Arc<dyn Log>,
     record: TriggerRecord,
@@ -278,7 +277,7 @@ impl Work {
         let ledger = open.ledger().await?;
         let record = trigger(ledger.as_ref(), name).await?;
         let log = source(&open, &record).await?;
-        Ok(Self { open, ledger, log, record, want })
+        Ok(Self { ledger, log, record, want })
     }
 
     async fn run(&self, context: &mut Context, shards: Vec<ShardId>, ask: Ask) -> anyhow::Result<Done> {
@@ -410,7 +409,7 @@ impl Work {
     }
 
     async fn lies_parked(&self, shard: ShardId, id: AddedId) -> anyhow::Result<bool> {
-        Ok(parked::at(&self.open, &self.ledger, &self.record, shard, id).await?.is_some())
+        Ok(parked::at(self.ledger.as_ref(), &self.record, shard, id).await?.is_some())
     }
 
     fn parked_text(&self, shard: ShardId, id: AddedId) -> String {

@@ -6,8 +6,10 @@ Examples:
   cellhook run --config /etc/cellhook/cellhook.toml";
 
 pub(super) const INIT: &str = "\
-Example:
-  cellhook init";
+Examples:
+  cellhook init
+  cellhook init --deletion-protection --point-in-time-recovery --tag team=rides
+  cellhook init --billing provisioned --read-units 20 --write-units 20 --update";
 
 pub(super) const CHECK: &str = "\
 Examples:
@@ -46,7 +48,9 @@ Examples:
 
 pub(super) const PARKED: &str = "\
 Examples:
-  cellhook parked --state dead
+  cellhook parked --state dead --error timeout --newer 1h
+  cellhook parked --count
+  cellhook parked show bill_rider 5 123
   cellhook parked retry --trigger bill_rider --row trip-1
   cellhook parked drop --trigger bill_rider --shard 5 --added-id 123";
 
@@ -62,6 +66,11 @@ Examples:
   cellhook checkpoint rewind bill_rider --to 2026-11-21T03:00:00Z --dry-run
   cellhook checkpoint rewind bill_rider --to 123 --shard 5
   cellhook checkpoint skip bill_rider --shard 5 --added-id 123";
+
+pub(super) const IAM_POLICY: &str = "\
+Examples:
+  cellhook iam-policy
+  cellhook iam-policy run --account 123456789012 --region eu-central-1 > worker.json";
 
 pub(super) const BENCH: &str = "\
 Examples:

@@ -13,6 +13,7 @@ mod crew;
 mod examples;
 mod exit;
 mod get;
+mod iam_policy;
 mod init;
 mod lines;
 mod observe;
@@ -52,9 +53,9 @@ enum Verb {
     /// Work: take shards, call handlers, until SIGTERM or SIGINT. SIGHUP reads the triggers of the config again.
     #[command(after_help = examples::RUN)]
     Run(run::Args),
-    /// Make the tables that the config needs and that are missing.
+    /// Make the tables that the config needs and that are missing; say what is there, and how it differs from the options.
     #[command(after_help = examples::INIT)]
-    Init,
+    Init(init::Args),
     /// Prove the config without starting anything, and print what it comes to; secrets are hidden.
     #[command(after_help = examples::CHECK)]
     Check,
@@ -85,6 +86,9 @@ enum Verb {
     /// How far a trigger is on each shard: show it, set it back or forward, skip one cell.
     #[command(after_help = examples::CHECKPOINT)]
     Checkpoint(checkpoint::Args),
+    /// Print the least AWS policy with which a role can work on the tables of the config.
+    #[command(after_help = examples::IAM_POLICY)]
+    IamPolicy(iam_policy::Args),
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
@@ -94,8 +98,10 @@ impl Verb {
     /// Whether it changes anything.
     fn changes(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
-            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => false,
+            Self::Run(_) | Self::Init(_) | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
+            Self::Check | Self::IamPolicy(_) | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => {
+                false
+            }
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
@@ -135,8 +141,9 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
     let done = runtime.block_on(async {
         match verb {
             Verb::Run(args) => run::run(context, args).await,
-            Verb::Init => init::init(context).await,
+            Verb::Init(args) => init::init(context, args).await,
             Verb::Check => check::check(context),
+            Verb::IamPolicy(args) => iam_policy::iam_policy(context, args),
             Verb::Put(args) => put::put(context, args).await,
             Verb::Get(args) => get::get(context, args).await,
             Verb::Tail(args) => tail::tail(context, args).await,
@@ -170,6 +177,10 @@ mod tests {
         for line in [
             "parked --trigger t --state dead",
             "parked list --trigger t",
+            "parked --error timeout --older 1h --newer 1d --limit 10",
+            "parked --count",
+            "parked show t 3 7",
+            "init --billing provisioned --read-units 5 --write-units 5 --deletion-protection --tag a=b --tag c=d",
             "triggers",
             "triggers list",
             "shards",
@@ -178,9 +189,18 @@ mod tests {
             let words = std::iter::once("cellhook").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
-        for line in
-            ["put trips", "put trips row column", "put trips row column {} --file f", "get trips", "parked retry"]
-        {
+        for line in [
+            "put trips",
+            "put trips row column",
+            "put trips row column {} --file f",
+            "get trips",
+            "parked retry",
+            "init --tag a",
+            "init --read-units 0",
+            "parked --limit 0",
+            "parked show t 3",
+            "parked --older soon",
+        ] {
             let words = std::iter::once("cellhook").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

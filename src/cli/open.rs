@@ -9,7 +9,10 @@ use crate::{
     config::Config,
     store::{OpenError, Store},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A config and its store.
 pub(super) struct Open {
@@ -56,12 +59,28 @@ pub(super) async fn source(open: &Open, trigger: &TriggerRecord) -> Result<Arc<d
     open.store.datastore(&trigger.source, None).await
 }
 
+/// Shards of a source whose leases are read one by one; of more, all leases of the source are.
+const FEW_LEASES: usize = 16;
+
 /// Asks the owners of these shards to look at their parked cells again. A hint: when it is lost, they look by themselves, later.
 pub(super) async fn nudge_owners(ledger: &dyn Ledger, shards: &BTreeSet<ShardRef>) {
     let mut owners = BTreeSet::new();
+    let mut of_source: BTreeMap<&Name, Vec<&ShardRef>> = BTreeMap::new();
     for shard in shards {
-        if let Ok(Some(lease)) = ledger.lease(shard).await {
-            owners.extend(lease.owner);
+        of_source.entry(&shard.source).or_default().push(shard);
+    }
+    for (source, of_source) in of_source {
+        if of_source.len() > FEW_LEASES {
+            let leases = ledger.leases(source).await.unwrap_or_default();
+            owners.extend(
+                leases.into_iter().filter(|lease| shards.contains(&lease.shard)).filter_map(|lease| lease.owner),
+            );
+            continue;
+        }
+        for shard in of_source {
+            if let Ok(Some(lease)) = ledger.lease(shard).await {
+                owners.extend(lease.owner);
+            }
         }
     }
     for owner in owners {

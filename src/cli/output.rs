@@ -61,7 +61,7 @@ impl<'a> CellLine<'a> {
 }
 
 /// The same JSON without line breaks, which it can only have between its parts.
-fn one_line(body: &str) -> serde_json::Result<Box<serde_json::value::RawValue>> {
+pub(super) fn one_line(body: &str) -> serde_json::Result<Box<serde_json::value::RawValue>> {
     serde_json::value::RawValue::from_string(body.replace(['\n', '\r'], " "))
 }
 

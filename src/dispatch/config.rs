@@ -107,7 +107,7 @@ impl Default for Retry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BreakerConfig {
-    /// Failures that open it, when they are also more than half of the attempts. Default 20; 1 to 100,000.
+    /// Failures that open it, when they are also more than half of the attempts. Default 20; 1 to 4,096.
     pub failures: u32,
     /// Within this time. Default 10 s; 100 ms to an hour.
     #[serde(with = "duration")]

@@ -66,13 +66,18 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
         "triggers",
         "checkpoint",
         "bench",
+        "iam-policy",
     ];
     for verb in verbs {
         let help = home.run(&[verb, "--help"]).done();
         assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
         assert!(help.stdout.contains("\nExample") && help.stdout.contains(&format!("  cellhook {verb}")), "{help:?}");
     }
-    for words in [["parked", "retry"], ["parked", "drop"], ["triggers", "pause"], ["triggers", "resume"]] {
+    for verb in ["list", "show", "retry", "drop"] {
+        let help = home.run(&["parked", verb, "--help"]).done().stdout;
+        assert!(help.contains("\nExample") && help.contains(&format!("  cellhook parked {verb}")), "{help}");
+    }
+    for words in [["triggers", "pause"], ["triggers", "resume"]] {
         home.run(&[words[0], words[1], "--help"]).done();
     }
     for verb in ["show", "rewind", "skip"] {
@@ -137,8 +142,7 @@ fn the_objects_have_the_keys_that_are_written() {
         let objects = home.run(&[words, &["--json"]].concat()).objects();
         assert!(!objects.is_empty(), "{verb}");
         for object in objects {
-            let keys: Vec<&str> =
-                object.as_object().unwrap().keys().map(String::as_str).filter(|key| *key != "done").collect();
+            let keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
             assert!(forms.contains(&keys), "{verb}: {object} is none of {forms:?}");
         }
     };
@@ -154,7 +158,12 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("get --file", &["get", "trips", "--file", "no.ndjson"]);
     home.until(&["parked"], |parked| parked.len() == 1);
     holds("parked", &["parked"]);
-    holds("parked", &["parked", "drop", "--trigger", "bill", "--all"]);
+    holds("parked --count", &["parked", "--count"]);
+    let cell = home.run(&["parked", "--json"]).done().objects().remove(0);
+    holds("parked show", &["parked", "show", "bill", &cell["shard"].to_string(), &cell["added_id"].to_string()]);
+    holds("parked retry", &["parked", "retry", "--trigger", "bill", "--all", "--dry-run"]);
+    holds("parked drop", &["parked", "drop", "--trigger", "bill", "--all"]);
+    holds("iam-policy", &["iam-policy"]);
     holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
     holds("shards", &["shards"]);
     holds("triggers", &["triggers"]);

@@ -13,6 +13,7 @@ cases! {
     what_is_parked_comes_back_whole
     lanes_are_apart_in_order_and_within_their_limit
     a_lane_larger_than_a_page_comes_whole
+    all_lanes_come_whole_page_by_page
     a_refused_lane_change_keeps_the_checkpoint
     a_refused_checkpoint_keeps_the_lane
     an_owner_changes_deletes_and_moves
@@ -142,6 +143,44 @@ async fn a_lane_larger_than_a_page_comes_whole(fixture: Arc<dyn Fixture>) {
     assert_eq!(places(&all(&ledger, &active()).await), (1..=400).collect::<Vec<_>>());
     let some = ledger.parked(&active(), AddedId(5), 390).await.unwrap();
     assert_eq!(places(&some), (6..=395).collect::<Vec<_>>(), "the limit and not the page decides");
+}
+
+/// Read in pages of any size, each parked cell of the group is met once, and a lane's cells come together and in order.
+async fn all_lanes_come_whole_page_by_page(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    assert_eq!(ledger.all_parked(None, 10).await.unwrap(), []);
+    let lease = held(&ledger).await;
+    let mut put = Vec::new();
+    for (trigger, shard) in [("t", 3), ("t", 30), ("u", 3)] {
+        for (place, state) in [(100, ParkedState::Retrying), (9, ParkedState::Waiting), (11, ParkedState::Dead)] {
+            let large = Parked { errors: vec!["e".repeat(1024); 3], ..parked(trigger, shard, place, state) };
+            put.extend([large.clone(), Parked { added_id: AddedId(place + 1), last: AddedId(place + 1), ..large }]);
+        }
+    }
+    write(&ledger, &lease, put.iter().cloned().map(LaneChange::Put).collect()).await;
+    let by_place = |parked: &Parked| (parked.lane(), parked.added_id);
+    put.sort_by_key(by_place);
+    for limit in [1, 2, 5, 17, 18, 1000] {
+        let mut found: Vec<Parked> = Vec::new();
+        loop {
+            let page = ledger.all_parked(found.last(), limit).await.unwrap();
+            let ended = page.len() < limit;
+            found.extend(page);
+            if ended {
+                break;
+            }
+        }
+        let mut lanes: Vec<Lane> = found.iter().map(Parked::lane).collect();
+        lanes.dedup();
+        assert_eq!(lanes.len(), 6, "limit {limit}: a lane's cells are together");
+        assert!(found.windows(2).all(|two| two[0].lane() != two[1].lane() || two[0].added_id < two[1].added_id));
+        found.sort_by_key(by_place);
+        assert_eq!(found, put, "limit {limit}");
+    }
+    // The cell that a page ended with may be gone when the next is asked for.
+    let page = ledger.all_parked(None, 4).await.unwrap();
+    assert!(ledger.operate_parked(&[LaneChange::Delete(page[3].clone())]).await.unwrap());
+    assert_eq!(ledger.all_parked(page.last(), 100).await.unwrap().len(), 14);
 }
 
 async fn a_refused_lane_change_keeps_the_checkpoint(fixture: Arc<dyn Fixture>) {

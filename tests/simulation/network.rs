@@ -391,6 +391,9 @@ impl Ledger for FarLedger {
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {
         far!(self, parked(lane: lane.clone() => &lane, after: after => after, limit: limit => limit))
     }
+    fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
+        far!(self, all_parked(after: after.cloned() => after.as_ref(), limit: limit => limit))
+    }
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
         far!(self, operate_parked(changes: changes.to_vec() => &changes))
     }

@@ -398,6 +398,9 @@ impl Ledger for Oracle {
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {
         self.inner.parked(lane, after, limit)
     }
+    fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
+        self.inner.all_parked(after, limit)
+    }
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
         self.inner.operate_parked(changes)
     }

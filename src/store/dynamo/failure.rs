@@ -118,7 +118,8 @@ fn kind_of_code(code: &str) -> ErrorKind {
         | "SerializationException"
         | "ItemCollectionSizeLimitExceededException"
         | "ItemCollectionSizeLimitExceeded"
-        | "IdempotentParameterMismatchException" => ErrorKind::Invalid,
+        | "IdempotentParameterMismatchException"
+        | "UnknownOperationException" => ErrorKind::Invalid,
         "ResourceNotFoundException" => ErrorKind::MissingTable,
         "AccessDeniedException" | "AccessDenied" | "OptInRequired" => ErrorKind::Denied,
         "UnrecognizedClientException"
@@ -230,6 +231,7 @@ mod tests {
             ("ExpiredTokenException", ErrorKind::Credentials),
             ("InternalServerError", ErrorKind::Unanswered),
             ("TransactionInProgressException", ErrorKind::Unanswered),
+            ("UnknownOperationException", ErrorKind::Invalid),
             ("SomethingNew", ErrorKind::Unanswered),
         ] {
             let error = failed(Access::Read, "x.cells", "GetItem", told(code));

@@ -2,7 +2,7 @@
 
 use super::failure::{Access, Reason, failed, refused_transaction, undecodable, unreadable_after};
 use super::items::{self, Impossible, Item, n, s};
-use super::log::{QUERY_LIMIT, follow, unbuilt};
+use super::log::{PAGES_MAX, QUERY_LIMIT, endless, follow, unbuilt};
 use super::tables::GroupTables;
 use crate::cell::{
     AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Nudge, Out,
@@ -509,6 +509,30 @@ impl Ledger for DynamoLedger {
             let found: Result<Vec<_>, _> =
                 found.into_iter().take(limit).map(|item| items::parked(lane, item)).collect();
             found.map_err(|why| undecodable(&self.tables.parked, "Query", why))
+        })
+    }
+
+    fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
+        const OPERATION: &str = "Scan";
+        let table = &self.tables.parked;
+        Box::pin(async move {
+            let mut found = Vec::new();
+            let mut start = after.map(items::parked_key);
+            for _ in 0..PAGES_MAX {
+                let page = i32::try_from(limit - found.len()).map_or(QUERY_LIMIT, |left| left.clamp(1, QUERY_LIMIT));
+                let scan = self.client.scan().table_name(table).consistent_read(true).limit(page);
+                let answer = scan.set_exclusive_start_key(start).send().await;
+                let answer = answer.map_err(|error| failed(Access::Read, table, OPERATION, error))?;
+                for item in answer.items.unwrap_or_default() {
+                    found.push(items::parked_anywhere(item).map_err(|why| undecodable(table, OPERATION, why))?);
+                }
+                start = answer.last_evaluated_key;
+                if start.is_none() || found.len() >= limit {
+                    found.truncate(limit);
+                    return Ok(found);
+                }
+            }
+            Err(endless(table, OPERATION))
         })
     }
 

@@ -166,8 +166,13 @@ pub(super) async fn follow(table: &str, query: QueryFluentBuilder, enough: usize
             return Ok(found);
         }
     }
+    Err(endless(table, "Query"))
+}
+
+/// A read whose pages do not end.
+pub(super) fn endless(table: &str, operation: &'static str) -> StoreError {
     let source = Some(format!("more than {PAGES_MAX} pages").into());
-    Err(StoreError { kind: ErrorKind::Undecodable, table: table.to_owned(), operation: "Query", source })
+    StoreError { kind: ErrorKind::Undecodable, table: table.to_owned(), operation, source }
 }
 
 impl Log for DynamoLog {

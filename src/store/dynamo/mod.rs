@@ -7,10 +7,14 @@ mod items;
 mod ledger;
 mod log;
 mod open;
+mod policy;
+mod settings;
 mod tables;
 #[cfg(test)]
 mod tests;
 
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faults};
-pub use open::{Made, OpenError, Store};
+pub use open::{Made, Making, OpenError, Store};
+pub use policy::{Role, Scope, policy};
+pub use settings::{Billing, Difference, TableSettings};

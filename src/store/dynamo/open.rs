@@ -4,6 +4,7 @@ use super::failure::{Access, failed, undecodable};
 use super::items::{self, FoundDatastore};
 use super::ledger::DynamoLedger;
 use super::log::DynamoLog;
+use super::settings::{Difference, TableSettings, settle};
 use super::tables::{DatastoreTables, Found, GroupTables, Table, make_all};
 use crate::cell::{Datastore, Incarnation, Ledger, Log, Name, NewDatastore, SCHEMA, StoreError};
 use crate::store::config::{Config, Durability, Kind};
@@ -125,6 +126,17 @@ pub struct Made {
     pub tables: Vec<String>,
     /// Whether the datastore itself is new.
     pub new: bool,
+    /// What was not as asked for of tables that existed.
+    pub differences: Vec<Difference>,
+}
+
+/// How `init` makes tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Making {
+    /// What is asked of them.
+    pub settings: TableSettings,
+    /// Whether those that exist and are not so are changed; otherwise it is only told.
+    pub update: bool,
 }
 
 impl Store {
@@ -271,11 +283,19 @@ impl Store {
     /// # Errors
     /// When it exists with another number of shards or another schema, or a request fails for good.
     pub async fn init_datastore(&self, new: &NewDatastore) -> Result<Made, OpenError> {
+        self.init_datastore_with(new, &Making::default()).await
+    }
+
+    /// The same, with settings of the tables.
+    ///
+    /// # Errors
+    /// As [`Store::init_datastore`], and when a setting cannot be changed.
+    pub async fn init_datastore_with(&self, new: &NewDatastore, making: &Making) -> Result<Made, OpenError> {
         if !(1..=SHARDS_MAX).contains(&new.shards) {
             return Err(OpenError::ShardsOutOfRange(new.shards));
         }
         let names = DatastoreTables::of(&self.prefix, &new.name);
-        let tables = self.make(&names.all()).await?;
+        let (tables, differences) = self.make(&names.all(), making).await?;
         let fresh = Datastore { name: new.name.clone(), shards: new.shards, incarnation: Incarnation::random() };
         let put = self
             .data
@@ -294,7 +314,7 @@ impl Store {
         };
         // Read in either case: what is told is what is stored.
         let datastore = self.check(&new.name, &names, Some(new.shards)).await?;
-        Ok(Made { datastore, tables, new: new_one })
+        Ok(Made { datastore, tables, new: new_one, differences })
     }
 
     /// Makes what is missing of a group's tables and names what it made. Run again, it makes nothing.
@@ -302,14 +322,40 @@ impl Store {
     /// # Errors
     /// When a table of such a name is not one of ours, or a request fails for good.
     pub async fn init_group(&self, group: &Name) -> Result<Vec<String>, OpenError> {
-        self.make(&GroupTables::of(&self.prefix, group).all()).await
+        self.init_group_with(group, &Making::default()).await.map(|(made, _)| made)
     }
 
-    async fn make(&self, tables: &[Table]) -> Result<Vec<String>, OpenError> {
-        match make_all(&self.data, tables).await? {
-            (made, None) => Ok(made),
-            (_, Some(foreign)) => Err(OpenError::ForeignTable(foreign)),
+    /// The same, with settings of the tables; tells also what was not so of those that existed.
+    ///
+    /// # Errors
+    /// As [`Store::init_group`], and when a setting cannot be changed.
+    pub async fn init_group_with(
+        &self,
+        group: &Name,
+        making: &Making,
+    ) -> Result<(Vec<String>, Vec<Difference>), OpenError> {
+        self.make(&GroupTables::of(&self.prefix, group).all(), making).await
+    }
+
+    async fn make(&self, tables: &[Table], making: &Making) -> Result<(Vec<String>, Vec<Difference>), OpenError> {
+        let Making { settings, update } = making;
+        let made = match make_all(&self.data, tables, settings).await? {
+            (made, None) => made,
+            (_, Some(foreign)) => return Err(OpenError::ForeignTable(foreign)),
+        };
+        let mut differences = Vec::new();
+        for table in tables {
+            let new = made.contains(&table.name);
+            if new && settings.is_empty() {
+                continue;
+            }
+            let found = settle(&self.data, table, settings, new || *update).await?;
+            let found = found.ok_or_else(|| OpenError::ForeignTable(table.name.clone()))?;
+            if !new {
+                differences.extend(found);
+            }
         }
+        Ok((made, differences))
     }
 
     /// Opens a datastore.

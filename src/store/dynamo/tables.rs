@@ -2,10 +2,11 @@
 
 use super::failure::{Access, failed};
 use super::items::{self, Item, s};
+use super::settings::{Billing, TableSettings, modes, tag};
 use crate::cell::{AddedId, ErrorKind, Name, ShardId, StoreError};
 use aws_sdk_dynamodb::{
     Client,
-    types::{AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType},
+    types::{AttributeDefinition, KeySchemaElement, KeyType, ScalarAttributeType, TableDescription},
 };
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -103,9 +104,27 @@ impl Table {
         }
     }
 
-    /// Makes it, unless it is there; says whether it made it. It need not be ready yet.
-    pub(crate) async fn make(&self, client: &Client) -> Result<bool, StoreError> {
-        let mut create = client.create_table().table_name(&self.name).billing_mode(BillingMode::PayPerRequest);
+    /// Whether a table that is there has this key: the same attributes, in the same parts of it.
+    pub(super) fn has_keys_of(&self, found: &TableDescription) -> bool {
+        let parts = found.key_schema().iter().map(|part| (part.attribute_name(), part.key_type()));
+        let kind = |name: &str| {
+            let mut definitions = found.attribute_definitions().iter();
+            definitions.find(|one| one.attribute_name() == name).map(|one| one.attribute_type())
+        };
+        let own = self.keys.iter().zip([&KeyType::Hash, &KeyType::Range]);
+        parts.eq(own.clone().map(|((name, _), part)| (*name, part)))
+            && own.into_iter().all(|((name, own), _)| kind(name) == Some(own))
+    }
+
+    /// Makes it, unless it is there; says whether it made it. It need not be ready yet. Of the settings it gets those that
+    /// can be said here; point-in-time recovery cannot.
+    pub(crate) async fn make(&self, client: &Client, settings: &TableSettings) -> Result<bool, StoreError> {
+        let (mode, units) = modes(settings.billing.unwrap_or(Billing::OnDemand));
+        let mut create = client.create_table().table_name(&self.name).billing_mode(mode);
+        create = create.set_provisioned_throughput(units).set_deletion_protection_enabled(settings.deletion_protection);
+        for (key, value) in &settings.tags {
+            create = create.tags(tag(key, value));
+        }
         for ((name, kind), part) in self.keys.clone().into_iter().zip([KeyType::Hash, KeyType::Range]) {
             let attribute = AttributeDefinition::builder().attribute_name(name).attribute_type(kind).build();
             let element = KeySchemaElement::builder().attribute_name(name).key_type(part).build();
@@ -123,12 +142,16 @@ impl Table {
 
 /// Makes those of the tables that are missing and waits until all can be used. Gives the names of the made ones and
 /// the first that is not ours. Repeats by itself what may pass, within a limit.
-pub(crate) async fn make_all(client: &Client, tables: &[Table]) -> Result<(Vec<String>, Option<String>), StoreError> {
+pub(crate) async fn make_all(
+    client: &Client,
+    tables: &[Table],
+    settings: &TableSettings,
+) -> Result<(Vec<String>, Option<String>), StoreError> {
     let deadline = Instant::now() + READY_WITHIN;
     let mut made = Vec::new();
     let mut pause = Duration::from_millis(20);
     loop {
-        match step(client, tables, &mut made).await {
+        match step(client, tables, settings, &mut made).await {
             Ok(Step::Ready) => return Ok((made, None)),
             Ok(Step::Foreign(table)) => return Ok((made, Some(table))),
             Ok(Step::Wait(table)) if Instant::now() >= deadline => {
@@ -155,14 +178,19 @@ enum Step {
     Foreign(String),
 }
 
-async fn step(client: &Client, tables: &[Table], made: &mut Vec<String>) -> Result<Step, StoreError> {
+async fn step(
+    client: &Client,
+    tables: &[Table],
+    settings: &TableSettings,
+    made: &mut Vec<String>,
+) -> Result<Step, StoreError> {
     let mut wait = None;
     for table in tables {
         match table.look(client).await? {
             Found::Ready => {}
             Found::Foreign => return Ok(Step::Foreign(table.name.clone())),
             Found::Missing => {
-                if !made.contains(&table.name) && table.make(client).await? {
+                if !made.contains(&table.name) && table.make(client, settings).await? {
                     made.push(table.name.clone());
                 }
                 wait = Some(table.name.clone());

@@ -5,6 +5,7 @@ use super::items::{self, Item, n, s};
 use super::ledger::DynamoLedger;
 use super::log::DynamoLog;
 use super::open::{OpenError, Store};
+use super::settings::TableSettings;
 use super::tables::{DatastoreTables, GroupTables};
 use crate::cell::{
     AddedId, Answer, CellKey, Commit, Committed, Consistency, Datastore, Epoch, ErrorKind, Incarnation, Lane,
@@ -75,7 +76,7 @@ async fn a_table_with_another_key_is_refused() {
     let (store, _) = with_trips().await;
     let tables = DatastoreTables::of("", &Name::new("rides").unwrap());
     let foreign = GroupTables::of("", &trips()).all().remove(0).renamed(&tables.cells);
-    foreign.make(store.raw()).await.unwrap();
+    foreign.make(store.raw(), &TableSettings::default()).await.unwrap();
     let error = store.init_datastore(&NewDatastore { name: Name::new("rides").unwrap(), shards: 1 }).await;
     assert!(matches!(error, Err(OpenError::ForeignTable(table)) if table == "rides.cells"));
     let error = store.datastore(&Name::new("rides").unwrap(), None).await;

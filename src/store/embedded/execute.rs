@@ -64,9 +64,11 @@ operations! {
     UpdateItem => update_item write,
     DeleteItem => delete_item write,
     TransactWriteItems => transact_write_items write,
+    DescribeTable => describe_table read,
     GetItem => get_item read,
     BatchGetItem => batch_get_item read,
     Query => query read,
+    Scan => scan read,
     TransactGetItems => transact_get_items read,
 }
 

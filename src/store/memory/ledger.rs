@@ -259,6 +259,11 @@ impl Ledger for MemoryLedger {
         ready(range.take_while(|((of, _), _)| of == lane).map(|(_, parked)| parked.clone()).take(limit).collect())
     }
 
+    fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
+        let from = after.map_or(Unbounded, |after| Excluded((after.lane(), after.added_id)));
+        ready(self.tables().lanes.range((from, Unbounded)).map(|(_, parked)| parked.clone()).take(limit).collect())
+    }
+
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
         let mut tables = self.tables();
         let allowed = changes.iter().all(|change| tables.lane_allows(change));

@@ -30,7 +30,7 @@ pub(super) use datastore::{
     FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, datastore, datastore_item, datastore_key,
     groups, segment, segment_item, segment_key, segment_key_only, tip, tip_key,
 };
-pub(super) use parked::{lane_key, parked, parked_item, parked_key, position};
+pub(super) use parked::{lane_key, parked, parked_anywhere, parked_item, parked_key, position};
 
 use crate::cell::Name;
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};

@@ -1,7 +1,7 @@
 //! Parked cells.
 
 use super::{Decoded, Fields, Item, item, n, s, twenty_digits};
-use crate::cell::{AddedId, Lane, LaneKind, Millis, Parked, ParkedState, ShardRef};
+use crate::cell::{AddedId, Lane, LaneKind, Millis, Name, Parked, ParkedState, ShardId, ShardRef, TriggerId};
 use aws_sdk_dynamodb::types::AttributeValue;
 
 fn kind_word(kind: LaneKind) -> &'static str {
@@ -94,11 +94,31 @@ pub(crate) fn parked(lane: &Lane, stored: Item) -> Decoded<Parked> {
     Ok(parked)
 }
 
+/// Reads a parked cell of whichever lane.
+pub(crate) fn parked_anywhere(stored: Item) -> Decoded<Parked> {
+    let text = |name: &str| match stored.get(name) {
+        Some(AttributeValue::S(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    match text("lane").zip(text("source")).and_then(|(key, source)| lane_of(key, source)) {
+        Some(lane) => parked(&lane, stored),
+        None => Err(Fields::new("parked", stored).impossible("its lane and source name no lane")),
+    }
+}
+
+/// The lane with this key; what else such a text may say is found when the key is compared.
+fn lane_of(key: &str, source: &str) -> Option<Lane> {
+    let (rest, word) = key.rsplit_once('/')?;
+    let (trigger, shard) = rest.rsplit_once('/')?;
+    let kind = [LaneKind::Active, LaneKind::Dead].into_iter().find(|kind| kind_word(*kind) == word)?;
+    let shard = ShardRef { source: Name::new(source).ok()?, shard: ShardId(shard.parse().ok()?) };
+    Some(Lane { trigger: TriggerId::from_stored(trigger), shard, kind })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{reason, refuses_mutilated};
     use super::*;
-    use crate::cell::{Name, ShardId, TriggerId};
 
     fn example(state: ParkedState) -> Parked {
         Parked {
@@ -123,6 +143,7 @@ mod tests {
         for state in [ParkedState::Retrying, ParkedState::Waiting, ParkedState::Dead] {
             let whole = example(state);
             assert_eq!(parked(&whole.lane(), parked_item(&whole, 5)), Ok(whole.clone()));
+            assert_eq!(parked_anywhere(parked_item(&whole, 5)), Ok(whole));
         }
         let dead = example(ParkedState::Dead);
         assert_eq!(lane_key(&dead.lane()), "t1/7/dead");
@@ -142,5 +163,11 @@ mod tests {
         assert!(reason(&whole, "revision", n(0), decode).contains("revision is 0"));
         assert!(reason(&whole, "source", s("rides"), decode).contains("not \"trips\""));
         assert!(reason(&whole, "errors", AttributeValue::L(vec![n(1)]), decode).contains("not a text"));
+        refuses_mutilated(&whole, &[], parked_anywhere);
+        for key in ["", "active", "7/active", "t1/x/active", "t1/7/gone", "t1/-1/active"] {
+            assert!(reason(&whole, "lane", s(key), parked_anywhere).contains("name no lane"), "{key}");
+        }
+        assert!(reason(&whole, "lane", s("t1/07/active"), parked_anywhere).contains("not \"t1/7/active\""));
+        assert!(reason(&whole, "source", s("No Name"), parked_anywhere).contains("name no lane"));
     }
 }
