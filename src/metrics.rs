@@ -32,6 +32,7 @@ struct Families {
     protocol_faults: IntCounterVec,
     trimmed: IntCounterVec,
     holes: IntCounterVec,
+    erased: IntCounterVec,
 }
 
 impl Families {
@@ -86,6 +87,12 @@ impl Families {
                 "holes_total",
                 "Times that cells were missing from a log though no trim deleted them.",
                 &["source"],
+            ),
+            erased: counters(
+                r,
+                "erased_cells_total",
+                "Cells that the trigger passed without a call because they were erased.",
+                &["trigger"],
             ),
             replacing: RwLock::new(()),
             registry: registry.clone(),
@@ -244,6 +251,11 @@ pub fn trim_met(trigger: &str, cells: u64) {
 /// Cells are missing from a shard's log, and no trim deleted them.
 pub fn hole_met(source: &str) {
     FAMILIES.holes.with_label_values(&[source]).inc();
+}
+
+/// A trigger passed a cell that was erased.
+pub fn erased_passed(trigger: &str) {
+    FAMILIES.erased.with_label_values(&[trigger]).inc();
 }
 
 #[cfg(test)]

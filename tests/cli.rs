@@ -2,6 +2,7 @@
 
 mod bench;
 mod cells;
+mod erase;
 mod home;
 mod parked;
 mod surface;

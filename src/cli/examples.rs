@@ -34,6 +34,11 @@ pub(super) const TRIM: &str = "\
 Example:
   cellhook trim trips --before 30d --dry-run";
 
+pub(super) const ERASE: &str = "\
+Examples:
+  cellhook erase trips rider-17 --dry-run
+  cellhook erase trips rider-17 --yes";
+
 pub(super) const SHARDS: &str = "\
 Examples:
   cellhook shards

@@ -10,6 +10,7 @@ mod bench;
 mod check;
 mod checkpoint;
 mod crew;
+mod erase;
 mod examples;
 mod exit;
 mod get;
@@ -70,6 +71,9 @@ enum Verb {
     /// Delete the old part of a datastore's logs. The cells stay and can be got; what a trigger has not finished is kept.
     #[command(after_help = examples::TRIM)]
     Trim(trim::Args),
+    /// Erase the bodies of a row's cells, everywhere and for ever; their places stay, and nobody is called for them.
+    #[command(after_help = examples::ERASE)]
+    Erase(erase::Args),
     /// List shards: owner, epoch, tip, and how far each trigger is behind.
     #[command(after_help = examples::SHARDS)]
     Shards(shards::Args),
@@ -94,7 +98,7 @@ impl Verb {
     /// Whether it changes anything.
     fn changes(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
+            Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Erase(_) | Self::Bench(_) => true,
             Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
@@ -141,6 +145,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Get(args) => get::get(context, args).await,
             Verb::Tail(args) => tail::tail(context, args).await,
             Verb::Trim(args) => trim::trim(context, args).await,
+            Verb::Erase(args) => erase::erase(context, args).await,
             Verb::Shards(args) => shards::shards(context, args).await,
             Verb::Workers(args) => workers::workers(context, args).await,
             Verb::Parked(args) => parked::parked(context, args).await,
