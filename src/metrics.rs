@@ -33,6 +33,7 @@ struct Families {
     trimmed: IntCounterVec,
     holes: IntCounterVec,
     erased: IntCounterVec,
+    retention_trimmed: IntCounterVec,
 }
 
 impl Families {
@@ -93,6 +94,12 @@ impl Families {
                 "erased_cells_total",
                 "Cells that the trigger passed without a call because they were erased.",
                 &["trigger"],
+            ),
+            retention_trimmed: counters(
+                r,
+                "retention_trimmed_cells_total",
+                "Cells whose place in the log this worker deleted because they were older than the datastore's retention.",
+                &["datastore"],
             ),
             replacing: RwLock::new(()),
             registry: registry.clone(),
@@ -256,6 +263,11 @@ pub fn hole_met(source: &str) {
 /// A trigger passed a cell that was erased.
 pub fn erased_passed(trigger: &str) {
     FAMILIES.erased.with_label_values(&[trigger]).inc();
+}
+
+/// So many cells of a datastore went out of the log, since they were older than its retention.
+pub fn retention_trimmed(datastore: &str, cells: u64) {
+    FAMILIES.retention_trimmed.with_label_values(&[datastore]).inc_by(cells);
 }
 
 #[cfg(test)]

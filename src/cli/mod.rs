@@ -21,6 +21,7 @@ mod open;
 mod output;
 mod parked;
 mod put;
+mod retention;
 mod run;
 mod shards;
 mod tail;
@@ -71,6 +72,9 @@ enum Verb {
     /// Delete the old part of a datastore's logs. The cells stay and can be got; what a trigger has not finished is kept.
     #[command(after_help = examples::TRIM)]
     Trim(trim::Args),
+    /// How long logs are kept, how old they are, what a trim would delete now, and who keeps it.
+    #[command(after_help = examples::RETENTION)]
+    Retention(retention::Args),
     /// Erase the bodies of a row's cells, everywhere and for ever; their places stay, and nobody is called for them.
     #[command(after_help = examples::ERASE)]
     Erase(erase::Args),
@@ -99,7 +103,9 @@ impl Verb {
     fn changes(&self) -> bool {
         match self {
             Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Erase(_) | Self::Bench(_) => true,
-            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => false,
+            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Retention(_) | Self::Shards(_) | Self::Workers(_) => {
+                false
+            }
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
@@ -145,6 +151,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Get(args) => get::get(context, args).await,
             Verb::Tail(args) => tail::tail(context, args).await,
             Verb::Trim(args) => trim::trim(context, args).await,
+            Verb::Retention(args) => retention::retention(context, args).await,
             Verb::Erase(args) => erase::erase(context, args).await,
             Verb::Shards(args) => shards::shards(context, args).await,
             Verb::Workers(args) => workers::workers(context, args).await,

@@ -141,3 +141,27 @@ fn what_cannot_be_erased_is_told_and_the_rest_is_erased() {
     assert_eq!((&line["bodies"], &line["segments"], &line["status"]), (&json!(1), &json!(1), &json!("incomplete")));
     home.run(&["get", "trips", "anna", "BASE"]).ended(4).says("was erased");
 }
+
+#[test]
+fn retention_shows_what_is_kept_and_by_whom() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let look = || home.run(&["retention", "trips", "--json"]).done().objects().remove(0);
+    let empty = json!({"datastore": "trips", "retention_seconds": null, "oldest_at": null, "cells": 0, "old_cells": null,
+        "would_trim": null, "kept_by": []});
+    assert_eq!(look(), empty);
+    home.run(&["put", "trips", "anna", "BASE", "1"]).done();
+    let config = fs::read_to_string(home.path("config/cellhook.toml")).unwrap();
+    home.write(&config.replace("shards = 4\n", "shards = 4\nretention = \"30d\"\n[datastores.rides]\n"));
+    home.run(&["init"]).done();
+    assert!(home.run(&["check"]).done().stdout.contains("retention = \"30d\""));
+    let young = look();
+    assert_eq!((&young["retention_seconds"], &young["cells"]), (&json!(30 * 86_400), &json!(1)));
+    assert_eq!((&young["old_cells"], &young["would_trim"], &young["kept_by"]), (&json!(0), &json!(0), &json!([])));
+    assert!(young["oldest_at"].as_i64() > Some(1_700_000_000_000), "{young}");
+    let table = home.run(&["retention"]).done().stdout;
+    assert!(table.contains("30d") && table.contains("for ever") && table.contains("rides"), "{table}");
+    home.run(&["retention", "copies"]).ended(2).says("has no datastore copies");
+    home.write(&config.replace("shards = 4\n", "shards = 4\nretention = \"1s\"\n"));
+    home.run(&["check"]).ended(2).says("datastores.trips.retention: \"1s\" is out of range");
+}

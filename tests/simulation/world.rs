@@ -311,6 +311,7 @@ impl World {
                     identity: Identity { host: format!("h{host}"), pid: host, version: "sim".into() },
                     sources: [(name("trips"), Cells::new(log.clone()))].into(),
                     triggers: triggers.clone(),
+                    retention: None,
                     wrap: Some(wrap.clone()),
                 };
                 match Worker::new(setup).await {
