@@ -62,6 +62,8 @@ pub enum Decision {
     Call,
     /// It is not for this trigger: done without a call.
     Pass,
+    /// It would be, but for its body, which was erased: done without a call, and counted.
+    Erased,
     /// The filter fails on it: the expression and the error.
     Failed(String),
 }
@@ -121,6 +123,9 @@ impl Filter {
     pub fn decide(&self, cell: &Cell, datastore: &Datastore) -> Decision {
         if !self.columns.is_empty() && !self.columns.contains(&cell.key.column) {
             return Decision::Pass;
+        }
+        if cell.is_erased() {
+            return Decision::Erased;
         }
         let Some(compiled) = &self.expression else { return Decision::Call };
         let decided = catch_unwind(AssertUnwindSafe(|| compiled.decide(cell, datastore)));
@@ -233,6 +238,13 @@ mod tests {
         for column in ["", "A#B"] {
             assert_eq!(Filter::new(&[column.to_owned()], None).unwrap_err(), FilterError::Column(column.to_owned()));
         }
+    }
+
+    #[test]
+    fn an_erased_cell_is_not_called_for_and_no_expression_is_asked() {
+        let filter = Filter::new(&["BASE".to_owned()], Some("data.body.fare > 0.0")).unwrap();
+        assert_eq!(filter.decide(&cell("BASE", ""), &datastore()), Decision::Erased);
+        assert_eq!(filter.decide(&cell("STATUS", ""), &datastore()), Decision::Pass, "it was never for this trigger");
     }
 
     #[test]

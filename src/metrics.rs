@@ -32,6 +32,8 @@ struct Families {
     protocol_faults: IntCounterVec,
     trimmed: IntCounterVec,
     holes: IntCounterVec,
+    erased: IntCounterVec,
+    retention_trimmed: IntCounterVec,
 }
 
 impl Families {
@@ -86,6 +88,18 @@ impl Families {
                 "holes_total",
                 "Times that cells were missing from a log though no trim deleted them.",
                 &["source"],
+            ),
+            erased: counters(
+                r,
+                "erased_cells_total",
+                "Cells that the trigger passed without a call because they were erased.",
+                &["trigger"],
+            ),
+            retention_trimmed: counters(
+                r,
+                "retention_trimmed_cells_total",
+                "Cells whose place in the log this worker deleted because they were older than the datastore's retention.",
+                &["datastore"],
             ),
             replacing: RwLock::new(()),
             registry: registry.clone(),
@@ -244,6 +258,16 @@ pub fn trim_met(trigger: &str, cells: u64) {
 /// Cells are missing from a shard's log, and no trim deleted them.
 pub fn hole_met(source: &str) {
     FAMILIES.holes.with_label_values(&[source]).inc();
+}
+
+/// A trigger passed a cell that was erased.
+pub fn erased_passed(trigger: &str) {
+    FAMILIES.erased.with_label_values(&[trigger]).inc();
+}
+
+/// So many cells of a datastore went out of the log, since they were older than its retention.
+pub fn retention_trimmed(datastore: &str, cells: u64) {
+    FAMILIES.retention_trimmed.with_label_values(&[datastore]).inc_by(cells);
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Two futures of one task: the coordination, which is never spawned, since a heartbeat that outlived the work that it
 //! vouches for would keep a dead worker's shards; and this loop, which owns one task for each held shard and joins it.
 
+mod retention;
 mod tips;
 
 use crate::{
@@ -35,6 +36,8 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
+
+pub use retention::{OpenLedger, Retention};
 
 /// How often it is looked whether a replaced trigger is still in use.
 const RETIRING: Duration = Duration::from_millis(500);
@@ -75,6 +78,8 @@ pub struct Setup {
     pub sources: BTreeMap<Name, Cells>,
     /// What to call.
     pub triggers: Vec<TriggerSpec>,
+    /// How long logs are kept; `None`: for ever.
+    pub retention: Option<Retention>,
     /// See [`Wrap`].
     pub wrap: Option<Wrap>,
 }
@@ -224,6 +229,11 @@ impl Worker {
         let coordination = coordinator.run(stop.clone());
         tokio::pin!(coordination);
         let (held_sender, held) = watch::channel(BTreeSet::new());
+        let trims = setup.retention.clone().map(|retention| {
+            retention::run(retention, setup.sources.clone(), setup.group.clone(), setup.ledger.clone(), held.clone())
+                .boxed()
+        });
+        let mut trims: OptionFuture<BoxFuture<'_, ()>> = trims.into();
         let tips = tips::poll(setup.poll.clone(), setup.sources.clone(), held, foreign);
         tokio::pin!(tips);
         let mut look_at = Instant::now() + RETIRING;
@@ -358,6 +368,7 @@ impl Worker {
                 }
                 Some(()) = stopping.next(), if !stopping.is_empty() => {}
                 () = &mut tips => {}
+                Some(()) = &mut trims => {}
             }
         }
         tasks.shutdown().await;

@@ -3,6 +3,7 @@
 mod bench;
 mod cells;
 mod dynamo;
+mod erase;
 mod home;
 mod iam;
 mod init;

@@ -10,6 +10,7 @@ mod ledger_sessions;
 mod ledger_triggers;
 pub(crate) mod local;
 mod log_append;
+mod log_erase;
 mod log_read;
 mod opening;
 
@@ -46,6 +47,7 @@ pub(crate) async fn hold(fixture: Arc<dyn Fixture>) {
     let modules = [
         log_append::CASES,
         log_read::CASES,
+        log_erase::CASES,
         ledger_sessions::CASES,
         ledger_triggers::CASES,
         ledger_leases::CASES,

@@ -2,6 +2,8 @@
 //!
 //! Each test names a way in which something could stand still, and shows that the rest goes on.
 
+mod retention;
+
 use cellhook::{
     cell::{CellKey, Event, Handler, Ledger, Millis, Name, NewCell, NewDatastore, TriggerState, Verdict, clock},
     dispatch::{BreakerConfig, Config, Retry},
@@ -12,7 +14,7 @@ use cellhook::{
         memory::{MemoryLedger, MemoryLog},
     },
     tail,
-    worker::{Reload, Setup, TriggerSpec, Watch, Worker, WorkerError},
+    worker::{Reload, Retention, Setup, TriggerSpec, Watch, Worker, WorkerError},
 };
 use std::{
     collections::BTreeMap,
@@ -66,6 +68,17 @@ impl Group {
 
     /// Starts a worker that has these datastores in its config.
     async fn worker(&self, sources: &[&str], memory: u64, triggers: Vec<TriggerSpec>) -> Running {
+        self.worker_that_keeps(None, sources, memory, triggers).await
+    }
+
+    /// The same, with logs that are kept for a time only.
+    async fn worker_that_keeps(
+        &self,
+        retention: Option<Retention>,
+        sources: &[&str],
+        memory: u64,
+        triggers: Vec<TriggerSpec>,
+    ) -> Running {
         let source = |text: &&str| (name(text), Cells::new(self.logs[&name(text)].clone()));
         let cells: BTreeMap<Name, Cells> = sources.iter().map(source).collect();
         let setup = Setup {
@@ -79,6 +92,7 @@ impl Group {
             identity: Identity::default(),
             sources: cells.clone(),
             triggers,
+            retention,
             wrap: None,
         };
         let worker = Worker::new(setup).await.unwrap();

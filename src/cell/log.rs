@@ -4,7 +4,7 @@
 //! applied, or nobody knows. Everything that takes more than one request (racing for the tip, settling an
 //! unknown outcome, walking a hole) is built on top of it, once, so that simulation and production share it.
 
-use super::{AddedId, CellKey, Incarnation, Millis, Name, NewCell, ShardId, StoredCell};
+use super::{AddedId, CellKey, CellPlace, Incarnation, Millis, Name, NewCell, ShardId, StoredCell};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use std::{collections::BTreeSet, fmt};
@@ -273,6 +273,10 @@ pub trait Log: Send + Sync + 'static {
     /// All cells of a row, by column and ref key, strongly consistent; at most `limit`, from the first.
     fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>>;
 
+    /// Where the cells of a row lie, without their bodies, by column and ref key, strongly consistent: those after `after`, from
+    /// the first without it. At most `limit`, or fewer where a page is full before; an empty answer means that there is none.
+    fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>>;
+
     /// Segments whose key is above `after`, ascending: at most `limit`, or fewer where a page is full before.
     /// An empty answer means that there is none.
     fn page(&self, shard: ShardId, after: AddedId, limit: u32, consistency: Consistency) -> Out<'_, Vec<Segment>>;
@@ -298,6 +302,14 @@ pub trait Log: Send + Sync + 'static {
 
     /// Deletes one segment of the log. Deleting what is gone is no error.
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()>;
+
+    /// Erases the body of a cell and keeps the rest, on the condition that it is there and has one. A refusal changes nothing
+    /// and gives `false`.
+    fn erase_cell<'a>(&'a self, key: &'a CellKey) -> Out<'a, bool>;
+
+    /// Replaces the packed cells of a segment by others, on the condition that it is there and has the packed cells of `old`.
+    /// A refusal changes nothing and gives `false`: what a trim deleted does not come back.
+    fn replace_segment<'a>(&'a self, shard: ShardId, old: &'a Segment, packed: Bytes) -> Out<'a, bool>;
 
     /// The incarnation that the tables have now: another one than the [datastore's](Log::datastore) means that they were made
     /// anew since this was opened. `None` where the datastore's own item is gone. Strongly consistent.

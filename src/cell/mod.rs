@@ -30,4 +30,4 @@ pub use log::{
     Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, Refused, SCHEMA, Segment, SegmentKey,
     Settled, StoreError, Tip, chain,
 };
-pub use value::{Cell, CellKey, NewCell, Origin, StoredCell};
+pub use value::{Cell, CellKey, CellPlace, NewCell, Origin, StoredCell};

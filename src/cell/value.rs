@@ -35,7 +35,7 @@ pub struct Origin {
     pub event: String,
 }
 
-/// A cell in its log: an immutable fact. Clones share the text.
+/// A cell in its log: an immutable fact, of which only the body can be erased. Clones share the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
     /// Address.
@@ -46,16 +46,35 @@ pub struct Cell {
     pub added_id: AddedId,
     /// When it was appended; never goes back inside a shard.
     pub created_at: Millis,
-    /// JSON text.
+    /// JSON text; empty, which no JSON text is, once the cell was erased.
     pub body: ByteString,
 }
 
 impl Cell {
+    /// Whether an operator erased its body. Nobody is called for it.
+    #[must_use]
+    pub fn is_erased(&self) -> bool {
+        self.body.is_empty()
+    }
+
     /// Bytes that this cell holds: keys and body.
     #[must_use]
     pub fn size(&self) -> usize {
         self.key.row_key.len() + self.key.column.len() + self.body.len()
     }
+}
+
+/// Where a cell of a row lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CellPlace {
+    /// Address.
+    pub key: CellKey,
+    /// Log it lies in.
+    pub shard: ShardId,
+    /// Place in that log.
+    pub added_id: AddedId,
+    /// Whether its body was erased from the `cells` table.
+    pub erased: bool,
 }
 
 /// A cell as the `cells` table has it.

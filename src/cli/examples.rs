@@ -36,6 +36,16 @@ pub(super) const TRIM: &str = "\
 Example:
   cellhook trim trips --before 30d --dry-run";
 
+pub(super) const RETENTION: &str = "\
+Examples:
+  cellhook retention
+  cellhook retention trips --json | jq .kept_by";
+
+pub(super) const ERASE: &str = "\
+Examples:
+  cellhook erase trips rider-17 --dry-run
+  cellhook erase trips rider-17 --yes";
+
 pub(super) const SHARDS: &str = "\
 Examples:
   cellhook shards

@@ -5,7 +5,7 @@ use super::{
     exit::{Absent, Done, Usage},
     lines::{self, Lines},
     open::Open,
-    output::{Output, plain, say, time},
+    output::{ERASED, Output, body_text, plain, say, time},
 };
 use crate::cell::{Cell, CellKey, Log, Name, REF_KEY_MAX, RefKey};
 use anyhow::Context as _;
@@ -75,6 +75,14 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
         let (row, column) = (plain(&row), plain(&column));
         return Err(Absent(format!("{datastore} has no cell {column} of row {row}{at}")).into());
     };
+    if stored.cell.is_erased() {
+        let CellKey { row_key, column, ref_key } = &stored.cell.key;
+        if context.output.is_json() {
+            context.output.object(&NoCellLine { row_key, column, ref_key: *ref_key, status: ERASED })?;
+        }
+        let (row, column) = (plain(row_key), plain(column));
+        return Err(Absent(format!("the cell {column} of row {row} with ref_key {ref_key} was erased")).into());
+    }
     if context.output.is_json() {
         context.output.cell(&stored.cell)?;
     } else {
@@ -91,9 +99,9 @@ fn list(context: &mut Context, cells: &[Cell]) -> anyhow::Result<Done> {
     let rows: Vec<[String; 6]> = cells
         .iter()
         .map(|cell| {
-            let Cell { key, shard, added_id, created_at, body } = cell;
+            let Cell { key, shard, added_id, created_at, .. } = cell;
             let (column, ref_key) = (key.column.to_string(), key.ref_key.to_string());
-            [column, ref_key, shard.to_string(), added_id.to_string(), time(*created_at), body.to_string()]
+            [column, ref_key, shard.to_string(), added_id.to_string(), time(*created_at), body_text(cell).into()]
         })
         .collect();
     context.output.table(["COLUMN", "REF_KEY", "SHARD", "ADDED_ID", "CREATED_AT", "BODY"], &rows)?;
@@ -115,6 +123,8 @@ struct Address {
     _created_at: IgnoredAny,
     #[serde(default, rename = "body")]
     _body: IgnoredAny,
+    #[serde(default, rename = "erased")]
+    _erased: IgnoredAny,
 }
 
 fn address(line: &[u8]) -> Result<CellKey, String> {
@@ -124,9 +134,9 @@ fn address(line: &[u8]) -> Result<CellKey, String> {
     Ok(key)
 }
 
-/// The answer for an address without a cell.
+/// The answer for an address without a cell, or with one that was erased.
 #[derive(Serialize)]
-struct AbsentLine<'a> {
+struct NoCellLine<'a> {
     row_key: &'a str,
     column: &'a str,
     ref_key: RefKey,
@@ -145,25 +155,27 @@ struct RefusedLine<'a> {
 async fn get_file(output: &mut Output, log: &dyn Log, file: PathBuf) -> anyhow::Result<Done> {
     let named = file.display().to_string();
     let Lines { mut chunks, .. } = lines::read(file, address)?;
-    let (mut there, mut absent, mut refused) = (0_u64, 0_u64, 0_u64);
+    let (mut there, mut absent, mut erased, mut refused) = (0_u64, 0_u64, 0_u64, 0_u64);
     while let Some(chunk) = chunks.recv().await {
         let keys: Vec<CellKey> = chunk.lines.iter().filter_map(|line| line.item.as_ref().ok()).cloned().collect();
         let mut found = log.get_all(&keys).await?.into_iter();
         for line in &chunk.lines {
             let number = line.number;
             match line.item.as_ref().map(|key| (key, found.next().flatten())) {
-                Ok((_, Some(stored))) => {
+                Ok((_, Some(stored))) if !stored.cell.is_erased() => {
                     there += 1;
                     output.cell(&stored.cell)?;
                 }
-                Ok((key, None)) => {
-                    absent += 1;
+                Ok((key, stored)) => {
+                    let (status, count) =
+                        if stored.is_some() { (ERASED, &mut erased) } else { ("absent", &mut absent) };
+                    *count += 1;
                     let CellKey { row_key, column, ref_key } = key;
                     if output.is_json() {
-                        output.object(&AbsentLine { row_key, column, ref_key: *ref_key, status: "absent" })?;
+                        output.object(&NoCellLine { row_key, column, ref_key: *ref_key, status })?;
                     } else {
                         let (row, column) = (plain(row_key), plain(column));
-                        say(format_args!("line {number}: absent: {row} {column} {ref_key}"));
+                        say(format_args!("line {number}: {status}: {row} {column} {ref_key}"));
                     }
                 }
                 Err(error) => {
@@ -181,8 +193,8 @@ async fn get_file(output: &mut Output, log: &dyn Log, file: PathBuf) -> anyhow::
             return Err(error).with_context(|| format!("{named} cannot be read on"));
         }
     }
-    say(format_args!("{there} found, {absent} absent, {refused} refused"));
-    Ok(match (absent, refused) {
+    say(format_args!("{there} found, {absent} absent, {refused} refused, {erased} erased"));
+    Ok(match (absent + erased, refused) {
         (_, 1..) => Done::Partly,
         (1.., 0) => Done::NotFound,
         (0, 0) => Done::All,

@@ -10,6 +10,7 @@ mod bench;
 mod check;
 mod checkpoint;
 mod crew;
+mod erase;
 mod examples;
 mod exit;
 mod get;
@@ -21,6 +22,7 @@ mod open;
 mod output;
 mod parked;
 mod put;
+mod retention;
 mod run;
 mod shards;
 mod tail;
@@ -71,6 +73,12 @@ enum Verb {
     /// Delete the old part of a datastore's logs. The cells stay and can be got; what a trigger has not finished is kept.
     #[command(after_help = examples::TRIM)]
     Trim(trim::Args),
+    /// How long logs are kept, how old they are, what a trim would delete now, and who keeps it.
+    #[command(after_help = examples::RETENTION)]
+    Retention(retention::Args),
+    /// Erase the bodies of a row's cells, everywhere and for ever; their places stay, and nobody is called for them.
+    #[command(after_help = examples::ERASE)]
+    Erase(erase::Args),
     /// List shards: owner, epoch, tip, and how far each trigger is behind.
     #[command(after_help = examples::SHARDS)]
     Shards(shards::Args),
@@ -98,10 +106,14 @@ impl Verb {
     /// Whether it changes anything.
     fn changes(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Init(_) | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
-            Self::Check | Self::IamPolicy(_) | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => {
-                false
-            }
+            Self::Run(_) | Self::Init(_) | Self::Put(_) | Self::Trim(_) | Self::Erase(_) | Self::Bench(_) => true,
+            Self::Check
+            | Self::IamPolicy(_)
+            | Self::Get(_)
+            | Self::Tail(_)
+            | Self::Retention(_)
+            | Self::Shards(_)
+            | Self::Workers(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
@@ -148,6 +160,8 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Get(args) => get::get(context, args).await,
             Verb::Tail(args) => tail::tail(context, args).await,
             Verb::Trim(args) => trim::trim(context, args).await,
+            Verb::Retention(args) => retention::retention(context, args).await,
+            Verb::Erase(args) => erase::erase(context, args).await,
             Verb::Shards(args) => shards::shards(context, args).await,
             Verb::Workers(args) => workers::workers(context, args).await,
             Verb::Parked(args) => parked::parked(context, args).await,

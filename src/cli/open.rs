@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     store::{OpenError, Store},
 };
+use anyhow::Context as _;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -35,6 +36,18 @@ impl Open {
             return Err(Usage(format!("{file} has no datastore {name}; it has: {known}")).into());
         };
         Ok(self.store.datastore(name, Some(datastore.shards)).await?)
+    }
+
+    /// The groups that have triggers on a datastore, with their coordination.
+    pub(super) async fn groups(&self, log: &dyn Log) -> anyhow::Result<Vec<(Name, Arc<dyn Ledger>)>> {
+        let mut groups = Vec::new();
+        for group in log.groups().await? {
+            let ledger = self.store.ledger(&group).await.with_context(|| {
+                format!("group {group} has triggers on {}, and how far they are cannot be read", log.datastore().name)
+            })?;
+            groups.push((group, ledger));
+        }
+        Ok(groups)
     }
 
     /// The group's coordination.

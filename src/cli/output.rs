@@ -42,8 +42,11 @@ struct CellLine<'a> {
     shard: u32,
     added_id: u64,
     created_at: i64,
-    /// The very text that was put, as JSON and not as a string.
-    body: Box<serde_json::value::RawValue>,
+    /// The very text that was put, as JSON and not as a string; null for an erased cell.
+    body: Option<Box<serde_json::value::RawValue>>,
+    /// There for an erased cell only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erased: Option<bool>,
 }
 
 impl<'a> CellLine<'a> {
@@ -55,9 +58,18 @@ impl<'a> CellLine<'a> {
             shard: cell.shard.0,
             added_id: cell.added_id.0,
             created_at: cell.created_at.0,
-            body: one_line(&cell.body)?,
+            body: if cell.is_erased() { None } else { Some(one_line(&cell.body)?) },
+            erased: cell.is_erased().then_some(true),
         })
     }
+}
+
+/// What stands where a body would: no JSON text looks like it.
+pub(super) const ERASED: &str = "erased";
+
+/// A cell's body for people.
+pub(super) fn body_text(cell: &Cell) -> &str {
+    if cell.is_erased() { ERASED } else { &cell.body }
 }
 
 /// The same JSON without line breaks, which it can only have between its parts.
@@ -97,8 +109,8 @@ impl Output {
         if self.json {
             return self.object(&CellLine::of(cell)?);
         }
-        let Cell { key, shard, added_id, created_at, body } = cell;
-        let (row, column, body) = (plain(&key.row_key), plain(&key.column), plain(body));
+        let Cell { key, shard, added_id, created_at, .. } = cell;
+        let (row, column, body) = (plain(&key.row_key), plain(&key.column), plain(body_text(cell)));
         self.text(&format!("{} {shard}/{added_id} {row} {column} {} {body}", time(*created_at), key.ref_key))
     }
 

@@ -5,7 +5,7 @@ use super::{
     exit::{Done, Usage},
     lines::{self, Line, Lines},
     open::Open,
-    output::{Output, plain, say},
+    output::{ERASED, Output, plain, say},
 };
 use crate::{
     cell::{Log, Name, NewCell, REF_KEY_MAX, RefKey, ShardId, StoreError},
@@ -81,6 +81,7 @@ enum Status {
     Repeated,
     Conflict,
     Refused,
+    Erased,
 }
 
 impl fmt::Display for Status {
@@ -90,6 +91,7 @@ impl fmt::Display for Status {
             Self::Repeated => "repeated",
             Self::Conflict => "conflict",
             Self::Refused => "refused",
+            Self::Erased => ERASED,
         })
     }
 }
@@ -146,6 +148,10 @@ impl<'a> Answer<'a> {
                 let race = if decided { "; somebody else put this ref_key at the same time, put again" } else { "" };
                 let error = format!("the stored body has digest {theirs}, this one {ours}{race}");
                 (Some(existing.cell.added_id.0), Status::Conflict, Some(error))
+            }
+            Err(PutError::Erased { existing }) => {
+                let error = "the cell at this address was erased, and an address is never used again";
+                (Some(existing.cell.added_id.0), Status::Erased, Some(error.into()))
             }
             Err(error) => return Err(error),
         };
@@ -256,12 +262,18 @@ struct Written<'a> {
     _added_id: IgnoredAny,
     #[serde(default, rename = "created_at")]
     _created_at: IgnoredAny,
+    /// An erased cell, as `tail` prints it, has no body: its `null` is not one.
+    #[serde(default)]
+    erased: bool,
 }
 
 impl Wanted {
     /// Of a line of a bulk file.
     pub(super) fn read(line: &[u8]) -> Result<Self, String> {
-        let Written { row_key, column, ref_key, body, .. } = lines::object(line)?;
+        let Written { row_key, column, ref_key, body, erased, .. } = lines::object(line)?;
+        if erased {
+            return Err("the cell was erased: there is no body to put".into());
+        }
         Ok(Self { row_key: row_key.into(), column: column.into(), ref_key, body: body.get().into() })
     }
 
@@ -277,6 +289,7 @@ struct Counts {
     repeated: u64,
     conflict: u64,
     refused: u64,
+    erased: u64,
 }
 
 impl Counts {
@@ -286,11 +299,12 @@ impl Counts {
             Status::Repeated => &mut self.repeated,
             Status::Conflict => &mut self.conflict,
             Status::Refused => &mut self.refused,
+            Status::Erased => &mut self.erased,
         } += 1;
     }
 
     fn all(&self) -> u64 {
-        self.new + self.repeated + self.conflict + self.refused
+        self.new + self.repeated + self.conflict + self.refused + self.erased
     }
 }
 
@@ -329,13 +343,13 @@ async fn put_file(output: &mut Output, cells: &Cells, file: PathBuf) -> anyhow::
     if output.is_json() {
         output.object(&counts)?;
     }
-    let Counts { new, repeated, conflict, refused } = &counts;
+    let Counts { new, repeated, conflict, refused, erased } = &counts;
     let rate = per_second(counts.all(), seconds);
     say(format_args!(
-        "{new} new, {repeated} repeated, {conflict} in conflict, {refused} refused; {seconds:.1} s, {rate} cells/s"
+        "{new} new, {repeated} repeated, {conflict} in conflict, {refused} refused, {erased} erased; {seconds:.1} s, {rate} cells/s"
     ));
     ended?;
-    Ok(if *conflict + *refused > 0 { Done::Partly } else { Done::All })
+    Ok(if *conflict + *refused + *erased > 0 { Done::Partly } else { Done::All })
 }
 
 impl Bulk<'_> {

@@ -15,11 +15,11 @@ use crate::{
     lease::Identity,
     process::{self, Signal, Signals},
     store::{Cells, Kind, Store},
-    worker::{Reload, Setup, Worker, WorkerError},
+    worker::{Reload, Retention, Setup, Worker, WorkerError},
 };
 use anyhow::Context as _;
-use futures_util::future::OptionFuture;
-use std::{collections::BTreeMap, future::Future};
+use futures_util::{FutureExt, future::OptionFuture};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
@@ -140,6 +140,7 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
         identity: identity(),
         sources: sources.clone(),
         triggers,
+        retention: Some(retention(&config, &store)),
         wrap: None,
     };
     let worker = Worker::new(setup).await?;
@@ -150,6 +151,17 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
     let shards: u32 = config.datastores.values().map(|datastore| datastore.shards).sum();
     tracing::info!(group = %config.group, triggers = config.triggers.len(), shards, "working");
     Ok(Life { config, crew, worker, observer, admin })
+}
+
+/// How long the config keeps logs. The groups that have triggers on them are opened when they are asked.
+fn retention(config: &Config, store: &Store) -> Retention {
+    let keep = config.datastores.iter().filter_map(|(name, of)| Some((name.clone(), of.retention?))).collect();
+    let store = store.clone();
+    let open = move |group| {
+        let store = store.clone();
+        async move { store.ledger(&group).await }.boxed()
+    };
+    Retention { keep, open: Arc::new(open) }
 }
 
 /// A reload that the worker was asked for.

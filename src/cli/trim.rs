@@ -7,13 +7,13 @@ use super::{
     output::{confirm, plain, say},
 };
 use crate::{
-    cell::{AddedId, Ledger, Log, Millis, Name, ShardId, clock, setting::duration},
-    tail::{self, Keeper},
+    cell::{AddedId, Log, Millis, Name, ShardId, clock, setting::duration},
+    tail::{self, Due, Groups, Keeper},
 };
 use anyhow::Context as _;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use std::{str::FromStr, sync::Arc};
+use std::str::FromStr;
 
 /// Shards that are looked at, or trimmed, at a time.
 const PARALLEL: usize = 8;
@@ -66,6 +66,9 @@ struct Part {
     kept_by: Option<String>,
     /// Segments that were deleted; null before.
     segments: Option<u64>,
+    /// Whether there is something to delete.
+    #[serde(skip)]
+    is_any: bool,
 }
 
 pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Done> {
@@ -73,21 +76,21 @@ pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Do
     let log = open.datastore(&args.datastore).await?;
     let groups = match args.force {
         true => Vec::new(),
-        false => groups(&open, log.as_ref()).await?,
+        false => open.groups(log.as_ref()).await?,
     };
     let shards = stream::iter(log.datastore().all_shards());
     let looks = shards.map(|shard| part(log.as_ref(), &groups, shard, args.before.0));
     let parts: Vec<Part> = looks.buffered(PARALLEL).try_collect().await?;
-    let mut parts: Vec<Part> =
-        parts.into_iter().filter(|part| part.to > part.trimmed_to || part.kept_by.is_some()).collect();
+    let mut parts: Vec<Part> = parts.into_iter().filter(|part| part.is_any || part.kept_by.is_some()).collect();
     let cells: u64 = parts.iter().map(|part| part.to - part.trimmed_to).sum();
     let what = format!("the log of {cells} cells of {} (the cells themselves stay)", args.datastore);
-    if !args.dry_run && cells > 0 {
+    if !args.dry_run && parts.iter().any(|part| part.is_any) {
         if !args.yes && !confirm(&format!("Delete {what}?"))? {
             return Err(Usage("nothing was deleted".into()).into());
         }
         let trims = stream::iter(parts).map(async |mut part| {
-            part.segments = Some(tail::trim(log.as_ref(), ShardId(part.shard), AddedId(part.to)).await?);
+            let trimmed = tail::trim(log.as_ref(), ShardId(part.shard), AddedId(part.to), u64::MAX).await?;
+            part.segments = Some(trimmed.segments);
             anyhow::Ok(part)
         });
         parts =
@@ -113,38 +116,16 @@ fn tell(context: &mut Context, parts: &[Part]) -> anyhow::Result<()> {
     context.output.table(["SHARD", "TRIMMED_TO", "TO", "SEGMENTS", "KEPT_BY"], &rows)
 }
 
-/// The groups that have triggers on a datastore.
-async fn groups(open: &Open, log: &dyn Log) -> anyhow::Result<Vec<(Name, Arc<dyn Ledger>)>> {
-    let mut groups = Vec::new();
-    for group in log.groups().await? {
-        let ledger = open.store.ledger(&group).await.with_context(|| {
-            format!("group {group} has triggers on {}, and how far they are cannot be read", log.datastore().name)
-        })?;
-        groups.push((group, ledger));
-    }
-    Ok(groups)
+/// What a trim deletes of a shard.
+async fn part(log: &dyn Log, groups: &Groups, shard: ShardId, before: Millis) -> anyhow::Result<Part> {
+    let due = tail::due(log, groups, shard, before).await?;
+    let is_any = due.is_any();
+    let Due { trimmed_to, to, kept_by, .. } = due;
+    let kept_by = kept_by.map(|keeper| keeper_text(&keeper));
+    Ok(Part { shard: shard.0, trimmed_to: trimmed_to.0, to: to.0, kept_by, segments: None, is_any })
 }
 
-/// What a trim deletes of a shard.
-async fn part(
-    log: &dyn Log,
-    groups: &[(Name, Arc<dyn Ledger>)],
-    shard: ShardId,
-    before: Millis,
-) -> anyhow::Result<Part> {
-    let wanted = tail::at_time(log, shard, before).await?;
-    let mut keepers = Vec::new();
-    for (group, ledger) in groups {
-        keepers.extend(tail::keeper(ledger.as_ref(), group, &log.datastore().name, shard).await?);
-    }
-    let keeper = keepers.into_iter().min().filter(|keeper| keeper.low < wanted);
-    let to = keeper.as_ref().map_or(wanted, |keeper| keeper.low);
-    let trimmed_to = tail::oldest(log, shard).await?;
-    Ok(Part {
-        shard: shard.0,
-        trimmed_to: trimmed_to.0,
-        to: to.max(trimmed_to).0,
-        kept_by: keeper.map(|Keeper { group, trigger, .. }| format!("{trigger} of group {group}")),
-        segments: None,
-    })
+/// A trigger that keeps a log, as it is told.
+pub(super) fn keeper_text(Keeper { group, trigger, .. }: &Keeper) -> String {
+    format!("{trigger} of group {group}")
 }

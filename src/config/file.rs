@@ -5,7 +5,7 @@ use crate::{
     admin::Listen,
     cell::{
         Name,
-        setting::{BadSetting, duration, lasts, size, within},
+        setting::{BadSetting, DURATION_MAX, duration, lasts, size, within},
     },
     dispatch::{self, Start},
     filter::Filter,
@@ -223,6 +223,9 @@ fn known(config: &Config, key: &str, name: &Name) -> Result<(), BadSetting> {
 fn check(config: &Config) -> Result<(), BadSetting> {
     for (name, datastore) in &config.datastores {
         within(&format!("datastores.{name}.shards"), datastore.shards, 1, 65_536)?;
+        if let Some(retention) = datastore.retention {
+            lasts(&format!("datastores.{name}.retention"), retention, Duration::from_hours(1), DURATION_MAX)?;
+        }
     }
     under("worker", config.lease.check())?;
     let memory = config.memory;

@@ -6,7 +6,13 @@ mod load;
 mod tests;
 mod tree;
 
-use crate::{admin::Listen, cell::Name, dispatch, lease, process::LogConfig, store, tail};
+use crate::{
+    admin::Listen,
+    cell::{Name, setting::duration},
+    dispatch, lease,
+    process::LogConfig,
+    store, tail,
+};
 use file::File;
 pub use load::{ConfigError, Environment, load};
 use serde::{Deserialize, Serialize};
@@ -46,11 +52,15 @@ pub struct Config {
 pub struct Datastore {
     /// Number of its logs, fixed when it is made. Default 64; 1 to 65,536.
     pub shards: u32,
+    /// How long its logs are kept: the workers that hold its shards trim what is older and finished by every trigger, hourly.
+    /// Default: they are kept for ever; an hour to ten years.
+    #[serde(with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Duration>,
 }
 
 impl Default for Datastore {
     fn default() -> Self {
-        Self { shards: 64 }
+        Self { shards: 64, retention: None }
     }
 }
 

@@ -62,7 +62,7 @@ fn name(text: &str) -> Name {
 fn a_small_file_has_the_defaults_of_its_store() {
     let config = loaded(SMALL).unwrap();
     assert_eq!(config.group, name("default"));
-    assert_eq!(config.datastores[&name("trips")], Datastore { shards: 64 });
+    assert_eq!(config.datastores[&name("trips")], Datastore { shards: 64, retention: None });
     assert_eq!(config.checkpoint_interval, Duration::from_secs(1));
     assert_eq!(config.lease.membership, Duration::from_millis(200));
     assert_eq!(config.metrics, Some(Listen::default()));
@@ -84,6 +84,10 @@ fn what_is_wrong_is_told_with_line_key_and_suggestion() {
         ("[worker]\nmemory = \"1MB\"\n", "c.toml:2: worker.memory: \"1MB\" is out of range"),
         ("[worker]\nweight = 1\n", "c.toml:2: worker.weight: unknown key `weight`"),
         ("[datastores.trips]\nshards = 0\n", "c.toml:2: datastores.trips.shards: 0 is out of range"),
+        (
+            "[datastores.trips]\nretention = \"59min\"\n",
+            "c.toml:2: datastores.trips.retention: \"59min\" is out of range; it must be \"1h\" to \"3650d\"",
+        ),
         ("[datastores.Trips]\n", "c.toml:1: datastores.Trips: \"Trips\" is not a name"),
         ("[metrics]\nlisten = \"9464\"\n", "c.toml:2: metrics.listen: \"9464\" is no address and port"),
         ("[log]\nlevel = \"cellhook=loud\"\n", "c.toml:2: log.level: \"cellhook=loud\" is no level"),
@@ -152,6 +156,7 @@ fn the_environment_overrides_the_file_by_the_type_of_each_key() {
             ("CELLHOOK_GROUP", "other"),
             ("CELLHOOK_STORE__TABLE_PREFIX", "123"),
             ("CELLHOOK_DATASTORES__TRIPS__SHARDS", "8"),
+            ("CELLHOOK_DATASTORES__TRIPS__RETENTION", "30d"),
             ("CELLHOOK_TRIGGERS__BILL_RIDER__TIMEOUT", "5s"),
             ("CELLHOOK_TRIGGERS__BILL_RIDER__COLUMNS", "[\"BASE\", \"NOTE\"]"),
             ("CELLHOOK_TRIGGERS__BILL_RIDER__WINDOW__CELLS", "16"),
@@ -168,7 +173,8 @@ fn the_environment_overrides_the_file_by_the_type_of_each_key() {
     let config = config.unwrap();
     assert_eq!(config.group, name("other"));
     assert_eq!(config.store.table_prefix, "123", "text where text is wanted");
-    assert_eq!(config.datastores[&name("trips")].shards, 8);
+    let retention = Some(Duration::from_hours(30 * 24));
+    assert_eq!(config.datastores[&name("trips")], Datastore { shards: 8, retention });
     let trigger = &config.triggers[&name("bill_rider")];
     assert_eq!(trigger.timeout, Duration::from_secs(5));
     assert_eq!(trigger.columns, ["BASE", "NOTE"]);
@@ -176,6 +182,7 @@ fn the_environment_overrides_the_file_by_the_type_of_each_key() {
     assert_eq!(trigger.breaker, None);
     assert_eq!(trigger.start, Start::Added(BTreeMap::from([(ShardId(3), crate::cell::AddedId(4))])));
     let text = config.effective();
+    assert!(text.contains("retention = \"30d\""), "{text}");
     assert!(text.contains("children = 3") && text.contains("API__Key = \"***\""), "{text}");
 }
 
@@ -410,7 +417,8 @@ fn the_first_run_file_names_every_key() {
     }
     let mut known = BTreeSet::new();
     keys(&toml::from_str(&loaded(FIRST_RUN).unwrap().effective()).unwrap(), "", &mut known);
-    for left_out in ["store.endpoint", "store.region", "store.profile", "metrics.listen"] {
+    for left_out in ["store.endpoint", "store.region", "store.profile", "datastores.trips.retention", "metrics.listen"]
+    {
         known.insert(format!(".{left_out}"));
     }
     for left_out in ["filter", "rate"] {

@@ -3,6 +3,7 @@
 use super::{Item, Trigger};
 use crate::{
     cell::{Call, Cell, CellKey, Epoch, Event, Go, Latest, NewCell, Origin, PutCell, StoreError, Verdict, chain},
+    metrics,
     store::PutError,
 };
 use futures_util::{StreamExt, future::join_all, stream};
@@ -107,6 +108,10 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
     let cell = match (&item.cell, &item.key) {
         (Some(cell), _) => cell.clone(),
         (None, Some(key)) => match log.get(key).await {
+            Ok(Some(stored)) if stored.cell.is_erased() => {
+                metrics::erased_passed(trigger.name.as_str());
+                return Err(Verdict::Drop);
+            }
             Ok(Some(stored)) => stored.cell,
             Ok(None) => return Err(Verdict::DeadLetter { error: "the cell is no longer in the datastore".into() }),
             Err(error) => return Err(not_now(&error, "prepare a call")),
@@ -119,6 +124,8 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
     for column in &trigger.config.include {
         match log.latest(&cell.key.row_key, column).await {
             Ok(found) => {
+                // One that was erased is as good as none.
+                let found = found.filter(|stored| !stored.cell.is_erased());
                 let cell = found.map(|stored| (stored.cell.key.ref_key, stored.cell.body));
                 latest.push(Latest { column: column.as_str().into(), cell });
             }
@@ -163,7 +170,11 @@ async fn append(trigger: &Trigger, cell: Cell, answer: Verdict) -> Verdict {
         let error = match answer {
             Ok(_) => continue,
             // The same event wrote it in an earlier attempt whose verdict was lost: that answer stands.
-            Err(PutError::Conflict { existing }) if existing.origin.as_ref() == Some(&origin) => continue,
+            Err(PutError::Conflict { existing } | PutError::Erased { existing })
+                if existing.origin.as_ref() == Some(&origin) =>
+            {
+                continue;
+            }
             Err(PutError::Conflict { existing }) => {
                 let by = existing.origin.map_or_else(
                     || "a writer outside".to_owned(),
@@ -174,6 +185,11 @@ async fn append(trigger: &Trigger, cell: Cell, answer: Verdict) -> Verdict {
                     key.row_key, key.column, key.ref_key, trigger.name, origin.trigger, origin.event
                 )
             }
+            Err(PutError::Erased { .. }) => format!(
+                "conflict: the cell {}/{}/{} of this answer (trigger {} {}, event {}) was there, written by somebody else, and \
+                 was erased",
+                key.row_key, key.column, key.ref_key, trigger.name, origin.trigger, origin.event
+            ),
             Err(PutError::Refused(refusal)) => {
                 format!("the cell {}/{}/{} of the answer is refused: {refusal}", key.row_key, key.column, key.ref_key)
             }

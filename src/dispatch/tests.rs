@@ -1,10 +1,10 @@
 //! The cursor's decisions, told and asked without any I/O.
 
-use super::{Budget, Config, Cursor, Ended, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig};
+use super::{Budget, Config, Cursor, Ended, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig, attempt};
 use crate::{
     cell::{
-        AddedId, Call, Cell, CellKey, Checkpoint, Handler, LaneChange, Log, Millis, Name, NewDatastore, ParkedState,
-        ShardId, ShardRef, TriggerId, TriggerRecord, TriggerState, Verdict,
+        AddedId, Call, Cell, CellKey, Checkpoint, Epoch, Go, Handler, LaneChange, Log, Millis, Name, NewCell,
+        NewDatastore, ParkedState, ShardId, ShardRef, TriggerId, TriggerRecord, TriggerState, Verdict,
     },
     filter::Filter,
     store::{Cells, memory::MemoryLog},
@@ -63,13 +63,18 @@ impl Bench {
 
     /// Cells of these rows, from the next place on.
     fn admit(&mut self, rows: &[&str]) {
+        self.admit_with(rows, "{\"fare\":1}");
+    }
+
+    /// The same with a body; without one, they were erased.
+    fn admit_with(&mut self, rows: &[&str], body: &str) {
         let first = self.cursor.at().0 + 1;
         let cell = |(row, added_id): (&&str, u64)| Cell {
             key: CellKey { row_key: (*row).into(), column: "BASE".into(), ref_key: added_id },
             shard: ShardId(0),
             added_id: AddedId(added_id),
             created_at: self.now.wall,
-            body: "{\"fare\":1}".into(),
+            body: body.into(),
         };
         let cells: Vec<Cell> = rows.iter().zip(first..).map(cell).collect();
         self.cursor.admit(&cells, 1000, self.now);
@@ -291,6 +296,55 @@ async fn a_filter_that_fails_parks_the_cell_and_passes_none_over() {
     assert!(
         matches!(&changes[..], [LaneChange::Put(p)] if p.state == ParkedState::Dead && p.errors[0].contains("nothing"))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_erased_cell_is_passed_without_a_call_and_holds_nobody_up() {
+    let mut bench = Bench::new(|config| config.filter = Some("data.body.fare > 0.0".into()));
+    bench.admit(&["a"]);
+    bench.admit_with(&["a", "b"], "");
+    bench.admit(&["a"]);
+    let items = bench.called();
+    assert_eq!(items.len(), 1, "the first; the fourth waits behind it, and the erased ones are not called for");
+    let (checkpoint, _) = bench.write();
+    assert_eq!(checkpoint.low, AddedId(0), "nothing is passed over");
+    bench.settle(items.into_iter().next().unwrap(), Verdict::done());
+    assert_eq!(bench.ids(), [4]);
+    let (checkpoint, changes) = bench.write();
+    assert_eq!((checkpoint.low, changes.len()), (AddedId(4), 0));
+}
+
+/// A cell fails, is parked and erased; when it is due, it leaves the lane and lets the next of its row come.
+#[tokio::test(start_paused = true)]
+async fn a_parked_cell_that_was_erased_leaves_its_lane_without_a_call() {
+    let mut bench = Bench::new(|_| {});
+    let cells = bench.cursor.trigger().cells.clone();
+    let put = async |ref_key| {
+        let key = CellKey { row_key: "a".into(), column: "BASE".into(), ref_key };
+        let cell = NewCell { key: key.clone(), body: "1".into(), origin: None };
+        assert!(cells.put(vec![cell]).await[0].is_ok());
+        key
+    };
+    let (first, _) = (put(1).await, put(2).await);
+    bench.admit(&["a", "a"]);
+    let item = bench.called().pop().unwrap();
+    bench.settle(item, failed(60));
+    bench.write();
+    assert!(cells.log().erase_cell(&first).await.unwrap());
+    bench.later(Duration::from_secs(61));
+    let (items, probe) = bench.cursor.take(bench.now).unwrap();
+    assert_eq!(items[0].added_id, AddedId(1));
+    let trigger = bench.cursor.trigger().clone();
+    let permit = trigger.slots.clone().acquire_owned().await.unwrap();
+    // `Nobody` never answers: a call would not end.
+    let attempted = attempt(trigger, 0, Epoch(1), items, probe, permit, Go::default()).await;
+    for ended in attempted.items {
+        assert!(!ended.called);
+        bench.cursor.settle(ended, probe, bench.now);
+    }
+    let (_, changes) = bench.write();
+    assert!(matches!(&changes[..], [LaneChange::Delete(parked)] if parked.added_id == AddedId(1)), "{changes:?}");
+    assert_eq!(bench.ids(), [2]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -38,6 +38,8 @@ impl Handler for Copy {
 fn verdict<T>(answer: Result<T, PutError>) -> Verdict {
     match answer {
         Ok(_) => Verdict::done(),
+        // A copy was made once, and an operator erased it.
+        Err(PutError::Erased { .. }) => Verdict::done(),
         Err(error @ (PutError::Conflict { .. } | PutError::Store(_))) => Verdict::failed(chain(&error)),
         // It passed the same door before; only another release can refuse it.
         Err(error @ PutError::Refused(_)) => Verdict::DeadLetter { error: chain(&error) },
@@ -83,5 +85,12 @@ mod tests {
         );
         let key = CellKey { row_key: "r".into(), column: "BASE".into(), ref_key: 7 };
         assert_eq!(*target.get(&key).await.unwrap().unwrap().cell.body, *"{\"a\":1}");
+        assert!(target.erase_cell(&key).await.unwrap());
+        assert_eq!(
+            handler.call(call("{\"a\":1}")).await,
+            [Verdict::done()],
+            "a copy that was erased is not made again"
+        );
+        assert!(target.get(&key).await.unwrap().unwrap().cell.is_erased());
     }
 }

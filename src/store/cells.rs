@@ -55,6 +55,12 @@ pub enum PutError {
         /// What lies there.
         existing: Box<StoredCell>,
     },
+    /// The cell at its address was erased, and an address is never used again.
+    #[error("the cell at this address, with added ID {}, was erased; nothing is stored there again", existing.cell.added_id)]
+    Erased {
+        /// What is left of it.
+        existing: Box<StoredCell>,
+    },
     /// The store did not take it. For [`ErrorKind::Unanswered`] it may be stored, or be stored later.
     #[error("the cell was not acknowledged")]
     Store(#[source] Arc<StoreError>),
@@ -395,6 +401,7 @@ impl<'a> Batch<'a> {
             let Some(waiting) = self.cells.remove(i) else { continue };
             let put = match stored {
                 Err(why) => Err(PutError::Store(Arc::new(damaged(why)))),
+                Ok(stored) if stored.cell.is_erased() => Err(PutError::Erased { existing: Box::new(stored.clone()) }),
                 Ok(stored) if same_json(&stored.cell.body, &waiting.cell.body) => {
                     let Cell { shard, added_id, .. } = stored.cell;
                     // At a place that an unanswered request of ours asked for: that request was applied.
@@ -470,6 +477,22 @@ mod tests {
         assert_eq!(placed(&puts[3]), (2, false), "an equal cell of the same call shares the answer");
         assert!(matches!(&puts[4], Err(PutError::Conflict { existing }) if existing.cell.added_id == AddedId(1)));
         assert_eq!(placed(&cells.put(vec![cell("a", 1, " 1 ")]).await[0]), (1, false));
+    }
+
+    #[tokio::test]
+    async fn an_erased_address_takes_no_cell_again() {
+        let (log, cells) = datastore(1);
+        assert_eq!(placed(&cells.put(vec![cell("a", 1, "1")]).await[0]), (1, true));
+        assert!(log.erase_cell(&cell("a", 1, "1").key).await.unwrap());
+        for body in ["1", "2"] {
+            let puts = cells.put(vec![cell("a", 1, body), cell("b", 1, body)]).await;
+            assert!(
+                matches!(&puts[0], Err(PutError::Erased { existing }) if existing.cell.added_id == AddedId(1)),
+                "{puts:?}"
+            );
+            assert_eq!(puts[1].is_ok(), body == "1", "the rest of the batch goes on without it");
+        }
+        assert_eq!(placed(&cells.put(vec![cell("a", 2, "1")]).await[0]), (3, true), "another address of its row does");
     }
 
     #[tokio::test]

@@ -6,16 +6,22 @@
 //! 01 zstd( { row_key length, row_key, column length, column, ref_key, body length, body }* )
 //! ```
 //!
+//! Format 2 is the same, and an empty body is that of a cell that was erased. A segment gets it when something of it is
+//! erased: a release that knows only format 1 stops at it, and calls nobody with a body that is no JSON.
+//!
 //! Cells of a segment share shard and `created_at`, and their added IDs count up to the segment's key, so none of
 //! these is packed. Unpacked cells are slices of one buffer: nothing is copied a cell, and no JSON is parsed.
 
 use crate::cell::{AddedId, Cell, CellKey, NewCell, Segment, ShardId, leb128};
 use bytes::Bytes;
 use bytestring::ByteString;
+use std::collections::BTreeSet;
 use zstd::{bulk::Compressor, zstd_safe::get_frame_content_size};
 
-/// The format that we write.
+/// The format of a segment as it was appended.
 const FORMAT: u8 = 1;
+/// The format of a segment of which something was erased.
+const FORMAT_ERASED: u8 = 2;
 /// Longest packed segment, in bytes: with its other attributes it must fit an item.
 pub const PACKED_MAX: usize = 380 * 1024;
 /// Longest unpacked segment, in bytes. A writer stays below; a reader refuses more before it takes memory for it.
@@ -47,15 +53,36 @@ pub fn raw_size(cell: &NewCell) -> usize {
 pub fn pack(cells: &[NewCell]) -> Bytes {
     let mut raw = Vec::with_capacity(cells.iter().map(raw_size).sum());
     for cell in cells {
-        put_text(&mut raw, &cell.key.row_key);
-        put_text(&mut raw, &cell.key.column);
-        leb128::put(&mut raw, cell.key.ref_key);
-        put_text(&mut raw, &cell.body);
+        put_cell(&mut raw, &cell.key, &cell.body);
     }
+    compress(FORMAT, &raw)
+}
+
+/// The packed form of a segment's cells after the bodies of those at `places` were erased.
+///
+/// Shorter than it was, and in any case far below what an item holds: bodies only go, and at [`PACKED_MAX`] there are 20 KB of room.
+#[must_use]
+pub fn erased(cells: &[Cell], places: &BTreeSet<AddedId>) -> Bytes {
+    let mut raw = Vec::new();
+    for cell in cells {
+        let body = if places.contains(&cell.added_id) { "" } else { &*cell.body };
+        put_cell(&mut raw, &cell.key, body);
+    }
+    compress(FORMAT_ERASED, &raw)
+}
+
+fn put_cell(raw: &mut Vec<u8>, key: &CellKey, body: &str) {
+    put_text(raw, &key.row_key);
+    put_text(raw, &key.column);
+    leb128::put(raw, key.ref_key);
+    put_text(raw, body);
+}
+
+fn compress(format: u8, raw: &[u8]) -> Bytes {
     let mut compressor = Compressor::new(1).expect("level 1 exists");
     compressor.include_checksum(true).expect("zstd knows checksums");
-    let mut packed = vec![FORMAT];
-    packed.extend_from_slice(&compressor.compress(&raw).expect("compressing into memory does not fail"));
+    let mut packed = vec![format];
+    packed.extend_from_slice(&compressor.compress(raw).expect("compressing into memory does not fail"));
     packed.into()
 }
 
@@ -65,7 +92,7 @@ pub fn pack(cells: &[NewCell]) -> Bytes {
 /// When the format is unknown, or the content is not what a writer of that format wrote.
 pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentError> {
     let (&format, packed) = segment.packed.split_first().ok_or(SegmentError::Damaged("empty"))?;
-    if format != FORMAT {
+    if !matches!(format, FORMAT | FORMAT_ERASED) {
         return Err(SegmentError::UnknownFormat(format));
     }
     let size = get_frame_content_size(packed).ok().flatten().ok_or(SegmentError::Damaged("no zstd frame"))?;
@@ -83,7 +110,11 @@ pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentErr
         let (row_key, column) = (rest.text()?, rest.text()?);
         let key = CellKey { row_key, column, ref_key: rest.number()? };
         let added_id = AddedId(first.0 + i);
-        cells.push(Cell { key, shard, added_id, created_at: segment.created_at, body: rest.text()? });
+        let body = rest.text()?;
+        if body.is_empty() && format == FORMAT {
+            return Err(SegmentError::Damaged("an empty body"));
+        }
+        cells.push(Cell { key, shard, added_id, created_at: segment.created_at, body });
     }
     if rest.at < rest.raw.len() {
         return Err(SegmentError::Damaged("more cells than counted"));
@@ -131,7 +162,7 @@ mod tests {
     }
 
     fn new_cell() -> impl Strategy<Value = NewCell> {
-        (".{1,20}", "[^#]{1,9}", any::<u64>(), ".{0,200}").prop_map(|(row, column, ref_key, body)| NewCell {
+        (".{1,20}", "[^#]{1,9}", any::<u64>(), ".{1,200}").prop_map(|(row, column, ref_key, body)| NewCell {
             key: CellKey { row_key: row.into(), column: column.into(), ref_key },
             body: body.into(),
             origin: None,
@@ -148,6 +179,23 @@ mod tests {
                 prop_assert_eq!((&new.key, &new.body), (&cell.key, &cell.body));
                 prop_assert_eq!((cell.added_id, cell.shard), (AddedId(before + 1 + i as u64), ShardId(3)));
                 prop_assert_eq!(cell.created_at, Millis(7));
+            }
+        }
+
+        #[test]
+        fn what_is_erased_is_gone_and_the_rest_stays(
+            cells in prop::collection::vec(new_cell(), 1..20), gone in prop::collection::btree_set(1_u64..20, 0..9),
+        ) {
+            let whole = segment(&cells, cells.len() as u64);
+            let before = unpack(ShardId(3), &whole).unwrap();
+            let gone: BTreeSet<AddedId> = gone.into_iter().map(AddedId).collect();
+            let packed = erased(&before, &gone);
+            let after = unpack(ShardId(3), &Segment { packed, ..whole }).unwrap();
+            prop_assert_eq!(before.len(), after.len());
+            for (before, after) in before.into_iter().zip(after) {
+                prop_assert_eq!(after.is_erased(), gone.contains(&after.added_id));
+                let body = if after.is_erased() { ByteString::new() } else { before.body.clone() };
+                prop_assert_eq!(after, Cell { body, ..before });
             }
         }
 
@@ -169,7 +217,7 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(packed in prop::collection::vec(any::<u8>(), 0..300), n in 0_u32..200, last: u64) {
-            for first in [None, Some(FORMAT)] {
+            for first in [None, Some(FORMAT), Some(FORMAT_ERASED)] {
                 let packed = first.into_iter().chain(packed.iter().copied()).collect::<Vec<_>>().into();
                 let _ = unpack(ShardId(0), &Segment { last: AddedId(last), n, packed, created_at: Millis(0) });
             }
@@ -178,8 +226,42 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_no_damage() {
-        let segment = Segment { last: AddedId(1), n: 1, packed: vec![2, 0].into(), created_at: Millis(0) };
-        assert_eq!(unpack(ShardId(0), &segment), Err(SegmentError::UnknownFormat(2)));
+        let segment = Segment { last: AddedId(1), n: 1, packed: vec![3, 0].into(), created_at: Millis(0) };
+        assert_eq!(unpack(ShardId(0), &segment), Err(SegmentError::UnknownFormat(3)));
+    }
+
+    #[test]
+    fn an_empty_body_is_erased_in_its_format_and_damage_in_the_other() {
+        let key = CellKey { row_key: "r".into(), column: "c".into(), ref_key: 0 };
+        let full = segment(&[NewCell { key, body: "{\"a\":1}".into(), origin: None }], 1);
+        let packed = erased(&unpack(ShardId(0), &full).unwrap(), &[AddedId(1)].into());
+        assert_eq!(packed[0], 2, "a release that knows format 1 alone must not take it for one of its own");
+        let mut forged = packed.to_vec();
+        forged[0] = 1;
+        assert!(unpack(ShardId(0), &Segment { packed, ..full.clone() }).unwrap()[0].is_erased());
+        let forged = Segment { packed: forged.into(), ..full };
+        assert_eq!(unpack(ShardId(0), &forged), Err(SegmentError::Damaged("an empty body")));
+    }
+
+    #[test]
+    fn a_segment_that_is_full_gets_smaller_when_it_is_erased() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut text = |n: usize| (0..n).map(|_| rng.alphanumeric()).collect::<String>();
+        let cells: Vec<NewCell> = (0..98)
+            .map(|ref_key| {
+                let key = CellKey { row_key: text(1024).into(), column: text(255).into(), ref_key };
+                NewCell { key, body: format!("\"{}\"", text(3_500)).into(), origin: None }
+            })
+            .collect();
+        let full = segment(&cells, 98);
+        assert!(full.packed.len() > PACKED_MAX * 9 / 10, "{}", full.packed.len());
+        let cells = unpack(ShardId(0), &full).unwrap();
+        let mut before = full.packed.len();
+        for upto in [1, 2, 50, 97, 98] {
+            let packed = erased(&cells, &(1..=upto).map(AddedId).collect());
+            assert!(packed.len() < before, "{} after {upto}, and {before} before", packed.len());
+            before = packed.len();
+        }
     }
 
     #[test]

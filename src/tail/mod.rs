@@ -16,11 +16,14 @@
 //! parked as a range. One of an unknown format stops the shard and is tried again: a newer writer is no damage.
 
 mod config;
+mod erase;
+mod patience;
 mod place;
 mod read;
 mod trim;
 
 pub use config::Config;
+pub use erase::{Erased, Mode, erase, erase_parked};
 pub use place::{at_time, newest, oldest};
 pub use read::{Cells, Entry, Run, TailError, cells, run};
-pub use trim::{Keeper, keeper, trim};
+pub use trim::{Due, Groups, Keeper, Trimmed, before, due, keeper, trim};

@@ -26,6 +26,9 @@ pub async fn newest(log: &dyn Log, shard: ShardId) -> Result<AddedId, TailError>
 /// When the store cannot be read.
 pub async fn at_time(log: &dyn Log, shard: ShardId, time: Millis) -> Result<AddedId, TailError> {
     let Some(tip) = log.tip(shard).await? else { return Ok(AddedId(0)) };
+    if tip.created_at < time {
+        return Ok(tip.tip);
+    }
     // Everything up to `low` is older than `time`, everything above `high` is not.
     let (mut low, mut high) = (tip.trimmed_to, tip.tip);
     while low < high {

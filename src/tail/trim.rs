@@ -3,14 +3,15 @@
 //! `trimmed_to` is raised first, then the segments go in ascending order: whoever reads meanwhile finds every hole explained.
 //! A trim that was interrupted is finished by the next one.
 
-use super::TailError;
-use crate::cell::{AddedId, Ledger, Log, Name, ShardId, ShardRef, StoreError};
-use std::time::Duration;
+use super::{TailError, at_time, patience::patiently};
+use crate::cell::{AddedId, Consistency, Ledger, Log, Millis, Name, ShardId, ShardRef, StoreError};
+use std::{sync::Arc, time::Duration};
 
-/// Keys of segments that are read at a time.
-const PAGE: u32 = 500;
-/// How often a request that may pass is made before a trim gives up.
-const TRIES: u32 = 8;
+/// Keys of segments that are read at a time: few at first, since a read of keys costs as much as one of the segments.
+const PAGES: (u32, u32) = (8, 500);
+
+/// Groups with their coordination.
+pub type Groups = [(Name, Arc<dyn Ledger>)];
 
 /// A trigger that has not finished the cells after a place, and so keeps them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,44 +46,110 @@ pub async fn keeper(
     Ok(keepers.min())
 }
 
-/// Deletes the segments of a shard up to a place, and says how many. A segment that reaches beyond the place stays.
+/// The time that lies so long before another.
+#[must_use]
+pub fn before(now: Millis, ago: Duration) -> Millis {
+    Millis(now.0.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)))
+}
+
+/// What a trim would delete of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Where the shard ends.
+    pub tip: AddedId,
+    /// Where the last trim ended.
+    pub trimmed_to: AddedId,
+    /// `created_at` of the oldest cell in the log.
+    pub oldest: Option<Millis>,
+    /// The last place that is old enough; not below `trimmed_to`.
+    pub old_to: AddedId,
+    /// Who keeps the trim from going as far as that.
+    pub kept_by: Option<Keeper>,
+    /// Where the trim would end.
+    pub to: AddedId,
+    /// The last trim was interrupted: there are segments that it would have deleted.
+    pub unfinished: bool,
+}
+
+impl Due {
+    /// Whether there is something to delete.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        self.unfinished || self.to > self.trimmed_to
+    }
+}
+
+/// What a trim of the cells appended before a time would delete of a shard, without what a trigger of these groups has not
+/// finished. By strong reads; a shard without anything that old takes two of them.
+///
+/// # Errors
+/// When the datastore or a group cannot be read.
+pub async fn due(log: &dyn Log, groups: &Groups, shard: ShardId, before: Millis) -> Result<Due, TailError> {
+    let tip = patiently(|| log.tip(shard)).await?;
+    let (tip, trimmed_to) = tip.map_or_else(Default::default, |tip| (tip.tip, tip.trimmed_to));
+    let first = async |after| {
+        let page = patiently(|| log.page(shard, after, 1, Consistency::Strong)).await?;
+        Ok::<_, StoreError>(page.into_iter().next())
+    };
+    let mut oldest = first(AddedId(0)).await?;
+    let unfinished = oldest.as_ref().is_some_and(|segment| segment.last <= trimmed_to);
+    if unfinished {
+        oldest = first(trimmed_to).await?;
+    }
+    let oldest = oldest.map(|segment| segment.created_at);
+    let old_to = match oldest {
+        Some(oldest) if oldest < before => at_time(log, shard, before).await?.max(trimmed_to),
+        _ => trimmed_to,
+    };
+    let mut keepers = Vec::new();
+    if old_to > trimmed_to {
+        for (group, ledger) in groups {
+            keepers.extend(keeper(ledger.as_ref(), group, &log.datastore().name, shard).await?);
+        }
+    }
+    let kept_by = keepers.into_iter().min().filter(|keeper| keeper.low < old_to);
+    let to = kept_by.as_ref().map_or(old_to, |keeper| keeper.low.max(trimmed_to));
+    Ok(Due { tip, trimmed_to, oldest, old_to, kept_by, to, unfinished })
+}
+
+/// What a trim deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Segments.
+    pub segments: u64,
+    /// Cells in them.
+    pub cells: u64,
+    /// Whether nothing is left up to the place.
+    pub all: bool,
+}
+
+/// Deletes the segments of a shard up to a place, at most so many of them. A segment that reaches beyond the place stays.
 ///
 /// # Errors
 /// When the store does not answer. What was deleted stays deleted; the same trim again goes on.
-pub async fn trim(log: &dyn Log, shard: ShardId, to: AddedId) -> Result<u64, TailError> {
+pub async fn trim(log: &dyn Log, shard: ShardId, to: AddedId, most: u64) -> Result<Trimmed, TailError> {
+    let mut deleted = Trimmed { all: true, ..Trimmed::default() };
     if to == AddedId(0) {
-        return Ok(0);
+        return Ok(deleted);
     }
     // Refused: it is as high already, or higher.
     patiently(|| log.raise_trim(shard, to)).await?;
-    let mut deleted = 0;
-    let mut after = AddedId(0);
+    let (mut after, mut page) = (AddedId(0), PAGES.0);
     loop {
-        let keys = patiently(|| log.keys(shard, after, PAGE)).await?;
+        let keys = patiently(|| log.keys(shard, after, page)).await?;
         let Some(end) = keys.last().map(|key| key.last) else { return Ok(deleted) };
         for key in keys {
             if key.last > to {
                 return Ok(deleted);
             }
-            patiently(|| log.delete_segment(shard, key.last)).await?;
-            deleted += 1;
-        }
-        after = end;
-    }
-}
-
-/// Makes a request that may be repeated at will until it is answered.
-async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(request: impl Fn() -> F) -> Result<T, StoreError> {
-    let mut failures = 0;
-    loop {
-        match request().await {
-            Err(error) if error.kind.may_pass() && failures < TRIES => {
-                failures += 1;
-                let bound = Duration::from_millis(20) * (1 << failures);
-                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            if deleted.segments == most {
+                return Ok(Trimmed { all: false, ..deleted });
             }
-            answer => return answer,
+            patiently(|| log.delete_segment(shard, key.last)).await?;
+            deleted.segments += 1;
+            deleted.cells += u64::from(key.n);
         }
+        (after, page) = (end, (page * 2).min(PAGES.1));
     }
 }
 
@@ -100,7 +167,7 @@ mod tests {
         },
         tail::{Entry, run},
     };
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::collections::BTreeMap;
 
     const SHARD: ShardId = ShardId(0);
 
@@ -120,8 +187,13 @@ mod tests {
             assert!(cells.put((0..3).map(cell).collect()).await.iter().all(Result::is_ok));
         }
         // 1-3, 4-6, 7-9, 10-12: the segment that holds 8 reaches to 9 and stays.
-        assert_eq!(trim(&*log, SHARD, AddedId(8)).await.unwrap(), 2);
-        assert_eq!(trim(&*log, SHARD, AddedId(5)).await.unwrap(), 0, "never backwards");
+        let trimmed = async |to, most| {
+            let Trimmed { segments, cells, all } = trim(&*log, SHARD, AddedId(to), most).await.unwrap();
+            (segments, cells, all)
+        };
+        assert_eq!(trimmed(8, 1).await, (1, 3, false), "no more than it may");
+        assert_eq!(trimmed(8, 9).await, (1, 3, true), "the next one goes on");
+        assert_eq!(trimmed(5, 9).await, (0, 0, true), "never backwards");
         assert_eq!(log.tip(SHARD).await.unwrap().unwrap().trimmed_to, AddedId(8));
         let read = run(&*log, SHARD, AddedId(0), 10, AddedId(12)).await.unwrap();
         assert_eq!(read.entries[0], Entry::Trimmed { first: AddedId(1), last: AddedId(6) });
@@ -129,6 +201,63 @@ mod tests {
         assert_eq!(read.end(AddedId(6)), AddedId(12));
         let key = CellKey { row_key: "r".into(), column: "C".into(), ref_key: 0 };
         assert!(log.get(&key).await.unwrap().is_some(), "the cell itself stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_and_finished_is_due() {
+        crate::cell::clock::simulate(Millis(1000));
+        let log = Arc::new(MemoryLog::new(&NewDatastore { name: name("trips"), shards: 1 }));
+        let ledger = Arc::new(MemoryLedger::new());
+        let groups: [(Name, Arc<dyn Ledger>); 1] = [(name("g"), ledger.clone())];
+        let due = async |before| due(&*log, &groups, SHARD, Millis(before)).await.unwrap();
+        let nothing = Due {
+            tip: AddedId(0),
+            trimmed_to: AddedId(0),
+            oldest: None,
+            old_to: AddedId(0),
+            kept_by: None,
+            to: AddedId(0),
+            unfinished: false,
+        };
+        assert_eq!(due(9999).await, nothing);
+        let cells = Cells::new(log.clone());
+        // One cell every 10 ms: at 1000, 1010, … 1090.
+        for ref_key in 0..10 {
+            let key = CellKey { row_key: "r".into(), column: "C".into(), ref_key };
+            assert!(cells.put(vec![NewCell { key, body: "1".into(), origin: None }]).await[0].is_ok());
+            tokio::time::advance(std::time::Duration::from_millis(10)).await;
+        }
+        let all = Due { tip: AddedId(10), oldest: Some(Millis(1000)), ..nothing };
+        assert_eq!(due(1000).await, all);
+        assert_eq!(due(1035).await, Due { old_to: AddedId(4), to: AddedId(4), ..all.clone() });
+        assert_eq!(due(9999).await, Due { old_to: AddedId(10), to: AddedId(10), ..all.clone() });
+
+        let record = TriggerRecord {
+            id: TriggerId::random(),
+            name: name("late"),
+            source: name("trips"),
+            incarnation: Incarnation::random(),
+            state: TriggerState::Active,
+            generation: 0,
+            start: Some([AddedId(3)].into()),
+            revision: 0,
+        };
+        ledger.register(&record).await.unwrap();
+        let keeper = Keeper { low: AddedId(3), group: name("g"), trigger: name("late") };
+        let kept = Due { old_to: AddedId(10), to: AddedId(3), kept_by: Some(keeper.clone()), ..all.clone() };
+        assert_eq!(due(9999).await, kept);
+        assert_eq!(due(1025).await, Due { old_to: AddedId(3), to: AddedId(3), ..all.clone() }, "it has finished these");
+
+        // A trim that was interrupted after its first deletion, and beyond what is finished.
+        assert!(log.raise_trim(SHARD, AddedId(4)).await.unwrap());
+        log.delete_segment(SHARD, AddedId(1)).await.unwrap();
+        let rest = Due { trimmed_to: AddedId(4), oldest: Some(Millis(1040)), unfinished: true, ..all };
+        assert_eq!(due(1000).await, Due { old_to: AddedId(4), to: AddedId(4), ..rest.clone() });
+        let kept = Due { old_to: AddedId(10), to: AddedId(4), kept_by: Some(keeper), ..rest };
+        assert_eq!(due(9999).await, kept, "never below what was trimmed");
+        assert!(kept.is_any());
+        assert_eq!(trim(&*log, SHARD, kept.to, 99).await.unwrap(), Trimmed { segments: 3, cells: 3, all: true });
+        assert!(!due(1000).await.is_any());
     }
 
     #[tokio::test]

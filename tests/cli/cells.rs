@@ -65,7 +65,7 @@ fn a_bulk_file_goes_on_after_its_bad_lines() {
     let told = home.run(&["put", "trips", "--file", "cells.ndjson", "--json"]).ended(3);
     let told = told.says("2 new, 500 repeated, 1 in conflict, 2 refused").objects();
     assert_eq!(told.len(), 506);
-    assert_eq!(told[505], json!({"new": 2, "repeated": 500, "conflict": 1, "refused": 2}));
+    assert_eq!(told[505], json!({"new": 2, "repeated": 500, "conflict": 1, "refused": 2, "erased": 0}));
     assert_eq!((&told[500]["line"], &told[500]["status"]), (&json!(501), &json!("refused")));
     assert_eq!((&told[501]["line"], &told[501]["status"]), (&json!(503), &json!("conflict")));
     assert_eq!((&told[503]["ref_key"], &told[504]["ref_key"]), (&json!(1), &json!(2)));

@@ -60,6 +60,8 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
         "get",
         "tail",
         "trim",
+        "retention",
+        "erase",
         "shards",
         "workers",
         "parked",
@@ -165,6 +167,12 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("parked drop", &["parked", "drop", "--trigger", "bill", "--all"]);
     holds("iam-policy", &["iam-policy"]);
     holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
+    holds("retention", &["retention"]);
+    holds("erase", &["erase", "trips", "row", "--dry-run"]);
+    holds("erase", &["erase", "trips", "row", "--yes"]);
+    holds("get", &["get", "trips", "row", "BASE"]);
+    holds("get", &["get", "trips", "row"]);
+    holds("tail", &["tail", "trips"]);
     holds("shards", &["shards"]);
     holds("triggers", &["triggers"]);
     holds("workers", &["workers"]);

@@ -20,6 +20,7 @@ fn the_filters_decide_as_is_written() {
         let decided = match &decision {
             Decision::Call => "called",
             Decision::Pass => "passed",
+            Decision::Erased => "erased",
             Decision::Failed(_) => "parked",
         };
         assert_eq!(decided, outcome, "{row}: {decision:?}");

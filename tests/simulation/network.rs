@@ -236,6 +236,9 @@ impl<L: Log> Log for FarLog<L> {
     fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>> {
         far!(self, row(row: row_key.to_owned() => &row, limit: limit => limit))
     }
+    fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>> {
+        far!(self, places(row: row_key.to_owned() => &row, after: after.cloned() => after.as_ref(), limit: limit => limit))
+    }
     fn page(&self, shard: ShardId, after: AddedId, limit: u32, consistency: Consistency) -> Out<'_, Vec<Segment>> {
         let network = self.network.clone();
         let page: Out<'_, Vec<Segment>> = far!(self, page(
@@ -295,6 +298,12 @@ impl<L: Log> Log for FarLog<L> {
     }
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
         far!(self, delete_segment(shard: shard => shard, last: last => last))
+    }
+    fn erase_cell<'a>(&'a self, key: &'a CellKey) -> Out<'a, bool> {
+        far!(self, erase_cell(key: key.clone() => &key))
+    }
+    fn replace_segment<'a>(&'a self, shard: ShardId, old: &'a Segment, packed: Bytes) -> Out<'a, bool> {
+        far!(self, replace_segment(shard: shard => shard, old: old.clone() => &old, packed: packed.clone() => packed))
     }
     fn incarnation(&self) -> Out<'_, Option<Incarnation>> {
         far!(self, incarnation())

@@ -311,6 +311,7 @@ impl World {
                     identity: Identity { host: format!("h{host}"), pid: host, version: "sim".into() },
                     sources: [(name("trips"), Cells::new(log.clone()))].into(),
                     triggers: triggers.clone(),
+                    retention: None,
                     wrap: Some(wrap.clone()),
                 };
                 match Worker::new(setup).await {
@@ -448,7 +449,7 @@ impl World {
             return;
         }
         let keeper = tail::keeper(&*self.oracle, &name("g"), &name("trips"), shard).await.unwrap();
-        tail::trim(&*self.log, shard, keeper.map_or(AddedId(0), |keeper| keeper.low)).await.unwrap();
+        tail::trim(&*self.log, shard, keeper.map_or(AddedId(0), |keeper| keeper.low), u64::MAX).await.unwrap();
     }
 
     /// An operator at the parked cells of one trigger and shard, or at its checkpoint.

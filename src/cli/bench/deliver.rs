@@ -65,6 +65,7 @@ impl Running {
             identity: Identity::default(),
             sources: BTreeMap::from([(name.clone(), cells.clone())]),
             triggers: vec![TriggerSpec { name, config, handler }],
+            retention: None,
             wrap: None,
         };
         let worker = Worker::new(setup).await?;

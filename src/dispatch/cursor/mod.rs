@@ -24,6 +24,7 @@ use crate::{
     },
     checkpoint::{Damaged, Window, decode_attempts},
     filter::Decision,
+    metrics,
 };
 use bytestring::ByteString;
 use retries::Retries;
@@ -347,6 +348,12 @@ impl Cursor {
                 Decision::Pass => {
                     self.window.finish(cell.added_id);
                     self.dirty_since.get_or_insert(now.instant);
+                }
+                Decision::Erased => {
+                    self.attempts.remove(&cell.added_id);
+                    self.window.finish(cell.added_id);
+                    self.dirty_since.get_or_insert(now.instant);
+                    metrics::erased_passed(self.trigger.name.as_str());
                 }
                 Decision::Call => self.enter(cell.clone(), ballast.clone(), now),
                 Decision::Failed(error) => {

@@ -1,22 +1,24 @@
 //! The trait `Log` over the tables of a datastore.
 
 use super::failure::{Access, Reason, failed, refused_transaction, undecodable};
-use super::items::{self, FoundDatastore, Item, n, s};
+use super::items::{self, FoundDatastore, Item, b, n, s};
 use super::tables::DatastoreTables;
 use crate::cell::{
-    AddedId, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, Out, Refused,
-    Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
+    AddedId, CellKey, CellPlace, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, Out,
+    Refused, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
 };
 use aws_sdk_dynamodb::{
     Client,
     error::SdkError,
-    operation::{query::builders::QueryFluentBuilder, transact_get_items::TransactGetItemsError},
+    operation::{
+        query::builders::QueryFluentBuilder, transact_get_items::TransactGetItemsError, update_item::UpdateItemError,
+    },
     types::{
         AttributeValue, Get, KeysAndAttributes, Put, ReturnValuesOnConditionCheckFailure, TransactGetItem,
         TransactWriteItem, Update,
     },
 };
-
+use bytes::Bytes;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -153,6 +155,18 @@ pub(super) fn unbuilt(table: &str, error: aws_sdk_dynamodb::error::BuildError) -
     StoreError { kind: ErrorKind::Invalid, table: table.to_owned(), operation: "TransactWriteItems", source }
 }
 
+/// Whether the condition of an update held.
+fn applied<T>(
+    table: &str,
+    answer: Result<T, SdkError<UpdateItemError, aws_smithy_runtime_api::client::orchestrator::HttpResponse>>,
+) -> Result<bool, StoreError> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(SdkError::ServiceError(told)) if told.err().is_conditional_check_failed_exception() => Ok(false),
+        Err(error) => Err(failed(Access::Write, table, "UpdateItem", error)),
+    }
+}
+
 /// Follows the pages of a query until `enough` items are there (the last page may bring more) or none is left.
 pub(super) async fn follow(table: &str, query: QueryFluentBuilder, enough: usize) -> Result<Vec<Item>, StoreError> {
     let mut found = Vec::new();
@@ -236,18 +250,29 @@ impl Log for DynamoLog {
 
     fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>> {
         Box::pin(async move {
-            let page = i32::try_from(limit).map_or(QUERY_LIMIT, |limit| limit.clamp(1, QUERY_LIMIT));
-            let query = self
-                .client
-                .query()
-                .table_name(&self.tables.cells)
-                .key_condition_expression("#row = :row")
-                .expression_attribute_names("#row", "row_key")
-                .expression_attribute_values(":row", s(row_key))
-                .consistent_read(true)
-                .limit(page);
+            let query = self.cells_of(row_key, limit).key_condition_expression("#row = :row");
             let found = follow(&self.tables.cells, query, limit).await?;
             found.into_iter().take(limit).map(|item| self.decode_cell(item, "Query")).collect()
+        })
+    }
+
+    fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>> {
+        Box::pin(async move {
+            let names = items::CELL_PLACE_ATTRIBUTES.into_iter().map(|name| (format!("#{name}"), name.to_owned()));
+            let query = self
+                .cells_of(row_key, limit)
+                .set_expression_attribute_names(Some(names.collect()))
+                .expression_attribute_names("#row", "row_key")
+                .projection_expression("#row_key, #cell, #shard, #added_id, #erased");
+            let query = match after.map(items::cell_key).and_then(|mut key| key.remove("cell")) {
+                None => query.key_condition_expression("#row = :row"),
+                Some(after) => query
+                    .key_condition_expression("#row = :row AND #cell > :after")
+                    .expression_attribute_values(":after", after),
+            };
+            let found = follow(&self.tables.cells, query, 1).await?;
+            let found: Result<Vec<_>, _> = found.into_iter().map(items::cell_place).collect();
+            found.map_err(|why| undecodable(&self.tables.cells, "Query", why))
         })
     }
 
@@ -347,11 +372,7 @@ impl Log for DynamoLog {
                 .expression_attribute_names("#trimmed", "trimmed_to")
                 .expression_attribute_names("#tip", "tip")
                 .expression_attribute_values(":to", n(to));
-            match update.send().await {
-                Ok(_) => Ok(true),
-                Err(SdkError::ServiceError(told)) if told.err().is_conditional_check_failed_exception() => Ok(false),
-                Err(error) => Err(failed(Access::Write, &self.tables.tips, "UpdateItem", error)),
-            }
+            applied(&self.tables.tips, update.send().await)
         })
     }
 
@@ -361,6 +382,39 @@ impl Log for DynamoLog {
             let answer = delete.set_key(Some(items::segment_key(shard, last))).send().await;
             answer.map_err(|error| failed(Access::Write, &self.tables.log, "DeleteItem", error))?;
             Ok(())
+        })
+    }
+
+    fn erase_cell<'a>(&'a self, key: &'a CellKey) -> Out<'a, bool> {
+        Box::pin(async move {
+            let update = self
+                .client
+                .update_item()
+                .table_name(&self.tables.cells)
+                .set_key(Some(items::cell_key(key)))
+                .update_expression("SET #erased = :true REMOVE #body")
+                .condition_expression("attribute_exists(#cell) AND attribute_not_exists(#erased)")
+                .expression_attribute_names("#erased", "erased")
+                .expression_attribute_names("#body", "body")
+                .expression_attribute_names("#cell", "cell")
+                .expression_attribute_values(":true", AttributeValue::Bool(true));
+            applied(&self.tables.cells, update.send().await)
+        })
+    }
+
+    fn replace_segment<'a>(&'a self, shard: ShardId, old: &'a Segment, packed: Bytes) -> Out<'a, bool> {
+        Box::pin(async move {
+            let update = self
+                .client
+                .update_item()
+                .table_name(&self.tables.log)
+                .set_key(Some(items::segment_key(shard, old.last)))
+                .update_expression("SET #cells = :new")
+                .condition_expression("#cells = :old")
+                .expression_attribute_names("#cells", "cells")
+                .expression_attribute_values(":new", b(packed))
+                .expression_attribute_values(":old", b(old.packed.clone()));
+            applied(&self.tables.log, update.send().await)
         })
     }
 
@@ -403,6 +457,17 @@ impl Log for DynamoLog {
 }
 
 impl DynamoLog {
+    /// A strongly consistent query of a row's cells, without its key condition.
+    fn cells_of(&self, row_key: &str, limit: usize) -> QueryFluentBuilder {
+        self.client
+            .query()
+            .table_name(&self.tables.cells)
+            .expression_attribute_names("#row", "row_key")
+            .expression_attribute_values(":row", s(row_key))
+            .consistent_read(true)
+            .limit(i32::try_from(limit).map_or(QUERY_LIMIT, |limit| limit.clamp(1, QUERY_LIMIT)))
+    }
+
     /// The datastore's own item.
     async fn own_item(&self) -> Result<Option<Item>, StoreError> {
         let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(items::datastore_key()));

@@ -1,9 +1,11 @@
 //! One datastore in memory.
 
 use crate::cell::{
-    AddedId, Cell, CellKey, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, NewCell,
-    NewDatastore, Out, Refused, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
+    AddedId, Cell, CellKey, CellPlace, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name,
+    NewCell, NewDatastore, Out, Refused, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
 };
+use bytes::Bytes;
+use bytestring::ByteString;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Unbounded},
@@ -82,8 +84,7 @@ impl Tables {
         let from = CellKey { row_key: row_key.into(), column: "".into(), ref_key: 0 };
         let row = from.row_key.clone();
         let mut cells: Vec<_> = self.cells.range(from..).take_while(|(key, _)| key.row_key == row).collect();
-        // The sort key of the table is `column#ref_key`, whose order differs from the pair's.
-        cells.sort_by_cached_key(|(key, _)| format!("{}#{:020}", key.column, key.ref_key));
+        cells.sort_by_cached_key(|(key, _)| sort_key(key));
         cells.into_iter().map(|(_, cell)| cell)
     }
 
@@ -91,6 +92,11 @@ impl Tables {
         let range = (Excluded((shard, after)), Unbounded);
         self.log.range(range).take_while(move |((of, _), _)| *of == shard).map(|(_, s)| s).take(limit as usize)
     }
+}
+
+/// The sort key of the table is `column#ref_key`, whose order differs from the pair's.
+fn sort_key(key: &CellKey) -> String {
+    format!("{}#{:020}", key.column, key.ref_key)
 }
 
 /// The limits of DynamoDB: 100 actions and 4 MB a transaction, 400 KB an item.
@@ -136,6 +142,20 @@ impl Log for MemoryLog {
         ready(self.tables().row(row_key).take(limit).cloned().collect())
     }
 
+    fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>> {
+        let tables = self.tables();
+        let after = after.map(sort_key);
+        let later =
+            tables.row(row_key).filter(|stored| after.as_ref().is_none_or(|after| sort_key(&stored.cell.key) > *after));
+        let places = later.take(limit).map(|StoredCell { cell, .. }| CellPlace {
+            key: cell.key.clone(),
+            shard: cell.shard,
+            added_id: cell.added_id,
+            erased: cell.is_erased(),
+        });
+        ready(places.collect())
+    }
+
     fn page(&self, shard: ShardId, after: AddedId, limit: u32, _: Consistency) -> Out<'_, Vec<Segment>> {
         ready(self.tables().segments(shard, after, limit).cloned().collect())
     }
@@ -177,6 +197,26 @@ impl Log for MemoryLog {
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
         self.tables().log.remove(&(shard, last));
         ready(())
+    }
+
+    fn erase_cell<'a>(&'a self, key: &'a CellKey) -> Out<'a, bool> {
+        let mut tables = self.tables();
+        let found = tables.cells.get_mut(key).filter(|stored| !stored.cell.is_erased());
+        let erased = found.is_some();
+        if let Some(stored) = found {
+            stored.cell.body = ByteString::new();
+        }
+        ready(erased)
+    }
+
+    fn replace_segment<'a>(&'a self, shard: ShardId, old: &'a Segment, packed: Bytes) -> Out<'a, bool> {
+        let mut tables = self.tables();
+        let found = tables.log.get_mut(&(shard, old.last)).filter(|segment| segment.packed == old.packed);
+        let replaced = found.is_some();
+        if let Some(segment) = found {
+            segment.packed = packed;
+        }
+        ready(replaced)
     }
 
     fn incarnation(&self) -> Out<'_, Option<Incarnation>> {

@@ -2,8 +2,8 @@
 
 use super::{Decoded, Fields, Item, b, item, n, s, twenty_digits};
 use crate::cell::{
-    AddedId, Cell, CellKey, Datastore, Incarnation, Millis, Name, NewCell, Origin, REF_KEY_MAX, SCHEMA, Segment,
-    SegmentKey, ShardId, StoredCell, Tip, TriggerId,
+    AddedId, Cell, CellKey, CellPlace, Datastore, Incarnation, Millis, Name, NewCell, Origin, REF_KEY_MAX, SCHEMA,
+    Segment, SegmentKey, ShardId, StoredCell, Tip, TriggerId,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use bytestring::ByteString;
@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 /// Name of the function that gives a row its shard.
 const HASH: &str = "xxh3_64";
-/// The formats of segments that writers of this schema may use.
-const SEGMENT_FORMATS: [&str; 1] = ["1"];
+/// The formats of segments that writers of this schema may use: for people, since a reader goes by each segment's own number.
+const SEGMENT_FORMATS: [&str; 2] = ["1", "2"];
 /// `bucket` and `shard` of the datastore's own item: no tip has these.
 const OWN: i64 = -1;
 
@@ -42,9 +42,15 @@ pub(crate) fn cell_item(new: &NewCell, shard: ShardId, added_id: AddedId, create
     stored
 }
 
-/// Reads a cell.
-pub(crate) fn cell(stored: Item) -> Decoded<StoredCell> {
-    let mut fields = Fields::new("cell", stored);
+/// What a projection has to bring for [`cell_place`].
+pub(crate) const CELL_PLACE_ATTRIBUTES: [&str; 5] = ["row_key", "cell", "shard", "added_id", "erased"];
+
+/// Reads where a cell lies, without its body, which may be damaged.
+pub(crate) fn cell_place(stored: Item) -> Decoded<CellPlace> {
+    place(&mut Fields::new("cell", stored))
+}
+
+fn place(fields: &mut Fields) -> Decoded<CellPlace> {
     let row_key = fields.id("row_key")?;
     let sort_key = fields.id("cell")?;
     let parts = sort_key.rsplit_once('#').and_then(|(column, digits)| Some((column, twenty_digits(digits)?)));
@@ -53,6 +59,15 @@ pub(crate) fn cell(stored: Item) -> Decoded<StoredCell> {
         return Err(fields.impossible(format!("cell is {sort_key:?}, not column#ref_key")));
     };
     let key = CellKey { row_key: row_key.into(), column: column.into(), ref_key };
+    let added_id = AddedId(fields.number("added_id")?);
+    fields.ensure(added_id.0 > 0, || "added_id is 0".into())?;
+    Ok(CellPlace { key, shard: ShardId(fields.number("shard")?), added_id, erased: fields.mark("erased")? })
+}
+
+/// Reads a cell.
+pub(crate) fn cell(stored: Item) -> Decoded<StoredCell> {
+    let mut fields = Fields::new("cell", stored);
+    let CellPlace { key, shard, added_id, erased } = place(&mut fields)?;
     let origin = match fields.optional_map("origin", "cell origin")? {
         None => None,
         Some(mut origin) => {
@@ -60,16 +75,11 @@ pub(crate) fn cell(stored: Item) -> Decoded<StoredCell> {
             Some(Origin { trigger, event: origin.text("event")? })
         }
     };
-    let added_id = AddedId(fields.number("added_id")?);
-    fields.ensure(added_id.0 > 0, || "added_id is 0".into())?;
-    let cell = Cell {
-        key,
-        shard: ShardId(fields.number("shard")?),
-        added_id,
-        created_at: Millis(fields.number("created_at")?),
-        body: ByteString::from(fields.text("body")?),
-    };
-    Ok(StoredCell { cell, origin })
+    let created_at = Millis(fields.number("created_at")?);
+    let body = fields.optional_text("body")?;
+    fields.ensure(!(erased && body.is_some()), || "it is erased and has a body".into())?;
+    let body = if erased { String::new() } else { fields.required("body", body.filter(|body| !body.is_empty()))? };
+    Ok(StoredCell { cell: Cell { key, shard, added_id, created_at, body: ByteString::from(body) }, origin })
 }
 
 /// Key of a segment.
@@ -234,6 +244,25 @@ mod tests {
         assert!(reason(&whole, "added_id", n(0), cell).contains("added_id is 0"));
         assert!(reason(&whole, "added_id", n(-1), cell).contains("added_id is -1"));
         assert!(reason(&whole, "row_key", s(""), cell).contains("row_key is empty"));
+        assert!(reason(&whole, "body", s(""), cell).contains("body is missing"), "only an erased cell has none");
+    }
+
+    #[test]
+    fn an_erased_cell_has_a_mark_and_no_body() {
+        let new = new_cell("r", "c", 7, true);
+        let mut stored = cell_item(&new, ShardId(1), AddedId(3), Millis(5));
+        let place = CellPlace { key: new.key, shard: ShardId(1), added_id: AddedId(3), erased: false };
+        assert_eq!(cell_place(stored.clone()), Ok(place.clone()));
+        stored.insert("erased".into(), AttributeValue::Bool(true));
+        assert!(cell(stored.clone()).unwrap_err().to_string().contains("it is erased and has a body"));
+        stored.remove("body");
+        let StoredCell { cell: erased, origin } = cell(stored.clone()).unwrap();
+        assert!(erased.is_erased());
+        assert_eq!((erased.key, erased.added_id, origin), (place.key.clone(), AddedId(3), new.origin));
+        assert_eq!(cell_place(stored.clone()), Ok(CellPlace { erased: true, ..place }));
+        for mark in [AttributeValue::Bool(false), n(1)] {
+            assert!(reason(&stored, "erased", mark, cell).contains("erased is not true"));
+        }
     }
 
     #[test]

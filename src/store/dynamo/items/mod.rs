@@ -4,7 +4,7 @@
 //!
 //! | table | item | key | value |
 //! | --- | --- | --- | --- |
-//! | `cells` | a cell | `row_key` S, `cell` S `column#ref_key`, 20 digits | `body` S JSON, `shard` N, `added_id` N, `created_at` N ms, `origin` M? `{trigger S, event S}` |
+//! | `cells` | a cell | `row_key` S, `cell` S `column#ref_key`, 20 digits | `body` S JSON, or `erased` BOOL, `shard` N, `added_id` N, `created_at` N ms, `origin` M? `{trigger S, event S}` |
 //! | `log` | a segment | `shard` N, `last` N | `n` N, `cells` B, `created_at` N ms |
 //! | `tips` | a tip | `bucket` N, `shard` N | `tip` N, `created_at` N ms, `trimmed_to` N |
 //! | `tips` | the datastore | `bucket` N = -1, `shard` N = -1 | `schema` N, `name` S, `shards` N, `incarnation` S, `hash` S, `segment_formats` NS, `groups` SS? |
@@ -27,8 +27,8 @@ pub(super) use control::{
     session, session_item, session_key, state_word, trigger, trigger_item, trigger_key,
 };
 pub(super) use datastore::{
-    FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, datastore, datastore_item, datastore_key,
-    groups, segment, segment_item, segment_key, segment_key_only, tip, tip_key,
+    CELL_PLACE_ATTRIBUTES, FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, cell_place, datastore,
+    datastore_item, datastore_key, groups, segment, segment_item, segment_key, segment_key_only, tip, tip_key,
 };
 pub(super) use parked::{lane_key, parked, parked_anywhere, parked_item, parked_key, position};
 
@@ -65,7 +65,7 @@ pub(super) fn n(number: impl Display) -> AttributeValue {
 }
 
 /// A binary attribute.
-fn b(bytes: impl Into<Vec<u8>>) -> AttributeValue {
+pub(super) fn b(bytes: impl Into<Vec<u8>>) -> AttributeValue {
     AttributeValue::B(Blob::new(bytes))
 }
 
@@ -166,6 +166,12 @@ impl Fields {
             _ => None,
         })?;
         self.required(name, list)
+    }
+
+    /// A mark that is there and true, or absent.
+    fn mark(&mut self, name: &str) -> Decoded<bool> {
+        let mark = self.optional(name, "true", |value| matches!(value, AttributeValue::Bool(true)).then_some(true))?;
+        Ok(mark.is_some())
     }
 
     fn optional_map(&mut self, name: &str, what: &'static str) -> Decoded<Option<Fields>> {
