@@ -4,6 +4,7 @@ mod bench;
 mod cells;
 mod home;
 mod parked;
+mod shards;
 mod surface;
 mod triggers;
 mod worker;

@@ -2,6 +2,8 @@
 //!
 //! Each test names a way in which something could stand still, and shows that the rest goes on.
 
+mod verbs;
+
 use cellhook::{
     cell::{CellKey, Event, Handler, Ledger, Millis, Name, NewCell, NewDatastore, TriggerState, Verdict, clock},
     dispatch::{BreakerConfig, Config, Retry},

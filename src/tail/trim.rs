@@ -141,6 +141,7 @@ mod tests {
             let record = TriggerRecord {
                 id: TriggerId::random(),
                 name: name(text),
+                formerly: Default::default(),
                 source: name(source),
                 incarnation: Incarnation::random(),
                 state: TriggerState::Active,

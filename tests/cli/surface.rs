@@ -72,8 +72,16 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
         assert!(help.stdout.contains("Usage: cellhook"), "{help:?}");
         assert!(help.stdout.contains("\nExample") && help.stdout.contains(&format!("  cellhook {verb}")), "{help:?}");
     }
-    for words in [["parked", "retry"], ["parked", "drop"], ["triggers", "pause"], ["triggers", "resume"]] {
+    for words in [["parked", "retry"], ["parked", "drop"]] {
         home.run(&[words[0], words[1], "--help"]).done();
+    }
+    for verb in ["list", "show", "pause", "resume", "rename", "retire"] {
+        let help = home.run(&["triggers", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook triggers {verb}")), "{help}");
+    }
+    for verb in ["list", "show"] {
+        let help = home.run(&["shards", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook shards {verb}")), "{help}");
     }
     for verb in ["show", "rewind", "skip"] {
         let help = home.run(&["checkpoint", verb, "--help"]).done().stdout;
@@ -157,7 +165,15 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("parked", &["parked", "drop", "--trigger", "bill", "--all"]);
     holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
     holds("shards", &["shards"]);
+    holds("shards show", &["shards", "show", "trips", "0"]);
     holds("triggers", &["triggers"]);
+    holds("triggers show", &["triggers", "show", "bill"]);
+    holds("triggers pause --shard", &["triggers", "pause", "bill", "--shard", "0", "--reason", "x"]);
+    holds("triggers pause --shard", &["triggers", "resume", "bill", "--shard", "0"]);
+    holds("triggers", &["triggers", "rename", "bill", "charge"]);
+    holds("triggers", &["triggers", "rename", "charge", "bill"]);
+    holds("triggers retire", &["triggers", "retire", "charge", "--dry-run"]);
+    holds("triggers retire", &["triggers", "retire", "bill", "--force", "--dry-run"]);
     holds("workers", &["workers"]);
     let id = home.run(&["workers", "--json"]).done().objects()[0]["id"].as_str().unwrap().to_owned();
     holds("workers show", &["workers", "show", &id]);
