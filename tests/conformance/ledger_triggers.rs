@@ -160,6 +160,7 @@ async fn a_name_that_is_taken_is_given_to_nobody(fixture: Arc<dyn Fixture>) {
     let a = accepted(ledger.register(&record("t1", "a")).await.unwrap());
     let b = accepted(ledger.register(&record("t2", "b")).await.unwrap());
     assert_eq!(refused(ledger.rename_trigger(&a, &name("b")).await.unwrap()), None, "another has it");
+    assert_eq!(refused(ledger.rename_trigger(&a, &name("a")).await.unwrap()), None, "it has it");
     let b = accepted(ledger.rename_trigger(&b, &name("c")).await.unwrap());
     assert_eq!(refused(ledger.rename_trigger(&a, &name("b")).await.unwrap()), None, "another had it");
     let stranger = TriggerRecord { id: TriggerId::from_stored("t9"), ..a.clone() };

@@ -61,11 +61,11 @@ impl Tables {
         }
     }
 
-    /// Whether a trigger is as it was read; else what a change of it is refused with.
-    fn as_seen(&self, record: &TriggerRecord) -> Result<(), Answer<TriggerRecord>> {
+    /// What a change of a trigger is refused with, unless it is as it was read.
+    fn refusal(&self, record: &TriggerRecord) -> Option<Answer<TriggerRecord>> {
         match self.triggers.get(&record.name) {
-            Some(stored) if (&stored.id, stored.revision) == (&record.id, record.revision) => Ok(()),
-            other => Err(Answer::Refused(other.cloned())),
+            Some(stored) if (&stored.id, stored.revision) == (&record.id, record.revision) => None,
+            other => Some(Answer::Refused(other.cloned())),
         }
     }
 
@@ -192,7 +192,7 @@ impl Ledger for MemoryLedger {
 
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
         let mut tables = self.tables();
-        if let Err(refused) = tables.as_seen(record) {
+        if let Some(refused) = tables.refusal(record) {
             return ready(refused);
         }
         let after = TriggerRecord { revision: record.revision + 1, ..record.clone() };
@@ -208,7 +208,10 @@ impl Ledger for MemoryLedger {
 
     fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
         let mut tables = self.tables();
-        if let Err(refused) = tables.as_seen(record) {
+        if *to == record.name {
+            return ready(Answer::Refused(None));
+        }
+        if let Some(refused) = tables.refusal(record) {
             return ready(refused);
         }
         if tables.triggers.contains_key(to) || tables.former.get(to).is_some_and(|id| *id != record.id) {
@@ -224,11 +227,11 @@ impl Ledger for MemoryLedger {
 
     fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
         let mut tables = self.tables();
-        if let Err(refused) = tables.as_seen(record) {
-            return ready(refused);
-        }
-        if tables.former.get(name) != Some(&record.id) {
+        if !record.formerly.contains(name) {
             return ready(Answer::Refused(None));
+        }
+        if let Some(refused) = tables.refusal(record) {
+            return ready(refused);
         }
         let after = record.without_name(name);
         tables.former.remove(name);

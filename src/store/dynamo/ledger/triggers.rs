@@ -105,6 +105,9 @@ impl DynamoLedger {
     }
 
     pub(super) async fn rename(&self, record: &TriggerRecord, to: &Name) -> Result<Answer<TriggerRecord>, StoreError> {
+        if *to == record.name {
+            return Ok(Answer::Refused(None));
+        }
         let next = record.renamed(to);
         let mut free = own_former(record);
         free.condition = vec![format!("attribute_not_exists(#id) OR {}", free.condition.join(" AND "))];
@@ -116,6 +119,9 @@ impl DynamoLedger {
     }
 
     pub(super) async fn free(&self, record: &TriggerRecord, name: &Name) -> Result<Answer<TriggerRecord>, StoreError> {
+        if !record.formerly.contains(name) {
+            return Ok(Answer::Refused(None));
+        }
         let next = record.without_name(name);
         let actions = vec![
             self.put_name(items::trigger_item(&next), as_seen(record))?,
