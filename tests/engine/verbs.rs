@@ -147,6 +147,7 @@ async fn a_renamed_trigger_goes_on_under_any_of_its_names() {
     assert_eq!(handled.lock().unwrap().len(), 40);
     let resumed = TriggerRecord { state: TriggerState::Active, generation: paused.generation + 1, ..paused };
     group.ledger.update_trigger(&resumed).await.unwrap();
+    lease::nudge_all(&*group.ledger).await.unwrap();
     // Whatever of its names the config says, now or after a restart, it is the same trigger.
     for text in ["one", "two", "three"] {
         assert_eq!(worker.reload(vec![by(text)]).await.unwrap(), 1);
