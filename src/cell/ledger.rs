@@ -358,22 +358,23 @@ pub trait Ledger: Send + Sync + 'static {
     /// A retired trigger. What is neither here nor among [`Ledger::triggers`] was never registered in these tables.
     fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>>;
 
-    /// Stores a new trigger if its name is not taken. Refused: the trigger of that name, or `None` when it is a former name of
-    /// one.
+    /// Stores a new trigger if its name is not taken. Refused: the trigger of that name, or `None` when it is a former
+    /// name of one.
     fn register<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>>;
 
-    /// Replaces a trigger's item under the same name by `record` with `revision + 1`, on the condition that it
-    /// is at `record.revision` and has the same id. Its names do not change by this, but that a retired one moves away from all
-    /// of them. Refused: the trigger of that name, or `None`.
+    /// Replaces a trigger's item under the same name by `record` with `revision + 1`, on the condition that it is at
+    /// `record.revision` and has the same id. Its names do not change by this, but that a retired one moves away from
+    /// all of them. Refused: the trigger of that name, or `None`.
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>>;
 
-    /// Moves a trigger to the name `to`, on the condition that it is at `record.revision` and has the same id, and that nothing
-    /// lies under `to` but a former name of this very trigger. Its name so far becomes a former one. One transaction. Refused:
-    /// the trigger of the name so far, or `None`: there is none, or `to` is taken.
+    /// Moves a trigger to the name `to`, on the condition that it is at `record.revision` and has the same id, and that
+    /// nothing lies under `to` but a former name of this very trigger. Its name so far becomes a former one. One
+    /// transaction. Refused: the trigger of the name so far, or `None`: there is none, or `to` is taken.
     fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>>;
 
-    /// Gives up a former name of a trigger, which is free then, on the condition that the trigger is at `record.revision` and
-    /// has the same id. One transaction. Refused: the trigger of its name, or `None`: there is none, or `name` is none of its own.
+    /// Gives up a former name of a trigger, which is free then, on the condition that the trigger is at
+    /// `record.revision` and has the same id. One transaction. Refused: the trigger of its name, or `None`: there is
+    /// none, or `name` is none of its own.
     fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>>;
 
     /// All leases of a source; eventually consistent.
@@ -396,8 +397,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// write, it was a lane change that was refused.
     fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written>;
 
-    /// An operator's change of one trigger's checkpoint: sets it, removes the owner, `epoch + 1`, `seq = 0`, on the condition
-    /// that epoch and `seq` are those of `seen`. So nothing that the owner stored since then is undone.
+    /// An operator's change of one trigger's checkpoint: sets it, removes the owner, `epoch + 1`, `seq = 0`, on the
+    /// condition that epoch and `seq` are those of `seen`. So nothing that the owner stored since then is undone.
     fn operate<'a>(
         &'a self,
         seen: &'a Lease,

@@ -1,8 +1,9 @@
 //! A person changes the checkpoint of a trigger on a shard.
 //!
-//! A change is one write on the epoch and the number of the owner's last write as they were read: the new checkpoint, no owner, the
-//! next epoch. So nothing that the owner stored meanwhile is undone: the change is decided anew then. The worker that held the shard
-//! is refused from then on, drops its window and claims anew; what it finished and had not stored is called again.
+//! A change is one write on the epoch and the number of the owner's last write as they were read: the new checkpoint,
+//! no owner, the next epoch. So nothing that the owner stored meanwhile is undone: the change is decided anew then. The
+//! worker that held the shard is refused from then on, drops its window and claims anew; what it finished and had not
+//! stored is called again.
 
 use super::{
     Context,
@@ -140,7 +141,8 @@ impl Work {
         )
     }
 
-    /// Makes the change. Refused, because somebody claimed the shard meanwhile, or not answered: looks again and decides anew.
+    /// Makes the change. Refused, because somebody claimed the shard meanwhile, or not answered: looks again and
+    /// decides anew.
     pub(super) async fn settle(&self, mut plan: Plan) -> anyhow::Result<Plan> {
         let shard = plan.shard;
         // The last plan that was sent and may have been applied.
@@ -192,8 +194,8 @@ impl Work {
     }
 }
 
-/// The checkpoint with low-water at `to`, within what the log has. Under an owner, who may have finished more than it stored, it
-/// is written even if it is as it was.
+/// The checkpoint with low-water at `to`, within what the log has. Under an owner, who may have finished more than it
+/// stored, it is written even if it is as it was.
 fn rewound(
     stored: Option<&Checkpoint>,
     generation: u64,
@@ -251,8 +253,8 @@ fn skipped(stored: &Checkpoint, id: AddedId, log: std::ops::RangeInclusive<Added
     Ok(Next::Set(Set { checkpoint: Checkpoint { low, done, attempts, ..stored.clone() }, again: 0, never: 1 }))
 }
 
-/// The checkpoint with a pause, in force until the trigger's next generation. What counts from an earlier one begins anew first, as
-/// it does for an owner: it would take the pause for one that is over.
+/// The checkpoint with a pause, in force until the trigger's next generation. What counts from an earlier one begins
+/// anew first, as it does for an owner: it would take the pause for one that is over.
 fn paused(stored: &Checkpoint, generation: u64, reason: &str) -> Next {
     let pause = ShardPause { generation, reason: reason.to_owned() };
     if stored.paused.as_ref() == Some(&pause) {

@@ -156,8 +156,8 @@ fn table_rows(line: &ShardLine<'_>) -> Vec<[String; 9]> {
     line.triggers.iter().map(|(trigger, standing)| row(trigger, *standing)).collect()
 }
 
-/// All of one shard. What was never written, claimed or started is null; so is what only the owner's session tells, when there is
-/// none by that id.
+/// All of one shard. What was never written, claimed or started is null; so is what only the owner's session tells,
+/// when there is none by that id.
 #[derive(Serialize)]
 struct ShowLine<'a> {
     datastore: &'a Name,

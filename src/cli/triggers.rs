@@ -36,14 +36,15 @@ enum Verb {
     /// List registered triggers; the same as without a verb.
     #[command(after_help = "Example:\n  cellhook triggers list --json | jq 'select(.state == \"paused\").reason'")]
     List,
-    /// Show all of one trigger: where it began, and on each shard who works on it, how far it is, and whether it is paused there.
+    /// Show all of one trigger: where it began, and on each shard who works on it, how far it is, and whether it is
+    /// paused there.
     #[command(after_help = "Example:\n  cellhook triggers show bill_rider --json | jq '.shards[] | select(.paused)'")]
     Show {
         /// The trigger.
         name: Name,
     },
-    /// Stop calling a trigger's handler, on all workers, until it is resumed. Calls that are under way are finished; with --shard,
-    /// what they say does not count any more.
+    /// Stop calling a trigger's handler, on all workers, until it is resumed. Calls that are under way are finished;
+    /// with --shard, what they say does not count any more.
     #[command(after_help = "Example:\n  cellhook triggers pause bill_rider --shard 5 --reason 'bad rows, issue 12'")]
     Pause {
         /// The trigger.
@@ -55,7 +56,8 @@ enum Verb {
         #[arg(long, value_name = "N")]
         shard: Option<u32>,
     },
-    /// Call a trigger's handler again, also on shards that were paused by themselves; or, with --shard, end the pause of that one.
+    /// Call a trigger's handler again, also on shards that were paused by themselves; or, with --shard, end the pause
+    /// of that one.
     #[command(after_help = "Example:\n  cellhook triggers resume bill_rider --shard 5")]
     Resume {
         /// The trigger.
@@ -64,8 +66,8 @@ enum Verb {
         #[arg(long, value_name = "N")]
         shard: Option<u32>,
     },
-    /// Give a trigger another name. It goes on where it is: only its label changes. A config that still says the old name means it
-    /// too, until that is freed with `retire`.
+    /// Give a trigger another name. It goes on where it is: only its label changes. A config that still says the old
+    /// name means it too, until that is freed with `retire`.
     #[command(after_help = "Example:\n  cellhook triggers rename bill_rider charge_rider")]
     Rename {
         /// Its name.
@@ -73,7 +75,8 @@ enum Verb {
         /// Its name from now on.
         new: Name,
     },
-    /// Give a trigger up for good: it is never called again, and its name is free. Or free a former name of one that was renamed.
+    /// Give a trigger up for good: it is never called again, and its name is free. Or free a former name of one that
+    /// was renamed.
     #[command(after_help = "Example:\n  cellhook triggers retire bill_rider --dry-run")]
     Retire(retire::Args),
 }

@@ -14,8 +14,8 @@ pub(super) enum Claimed {
     Unknown,
 }
 
-/// Sends one claim until it is accepted or refused. The condition makes a repeat harmless; a refusal that shows this session
-/// at the next epoch means that an earlier copy was accepted.
+/// Sends one claim until it is accepted or refused. The condition makes a repeat harmless; a refusal that shows this
+/// session at the next epoch means that an earlier copy was accepted.
 pub(super) async fn claim(
     ledger: &Arc<dyn Ledger>,
     fence: &Fence,

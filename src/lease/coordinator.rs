@@ -141,8 +141,9 @@ enum Over {
 }
 
 impl Coordinator {
-    /// Not started. `sources` are the datastores that this worker can tail; of these, the group shares the shards of those
-    /// that a registered trigger tails. `working_for` are the triggers that it calls: it is told which of them are gone.
+    /// Not started. `sources` are the datastores that this worker can tail; of these, the group shares the shards of
+    /// those that a registered trigger tails. `working_for` are the triggers that it calls: it is told which of them
+    /// are gone.
     #[must_use]
     pub fn new(
         config: Config,

@@ -15,8 +15,8 @@ pub enum Gone {
     Unknown,
 }
 
-/// Which of the triggers of a worker, `mine`, are not among the `registered` ones, with what is known of others. Only those that
-/// are missing cost a read, and the retired ones, which stay so, only one.
+/// Which of the triggers of a worker, `mine`, are not among the `registered` ones, with what is known of others. Only
+/// those that are missing cost a read, and the retired ones, which stay so, only one.
 pub(super) async fn look(
     ledger: &dyn Ledger,
     mine: &BTreeSet<TriggerId>,

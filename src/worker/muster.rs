@@ -23,7 +23,8 @@ pub(super) fn ids(triggers: &[Arc<Trigger>]) -> BTreeSet<TriggerId> {
     triggers.iter().map(|trigger| trigger.record.id.clone()).collect()
 }
 
-/// Puts other triggers to work, and gives those that leave. They finish what they hold, beyond the budget for that long.
+/// Puts other triggers to work, and gives those that leave. They finish what they hold, beyond the budget for that
+/// long.
 pub(super) fn replace(
     at_work: &News<Triggers>,
     after: Vec<Arc<Trigger>>,
@@ -71,8 +72,8 @@ impl Told {
             }
             match view.gone.get(id) {
                 Some(Gone::Retired(_)) => tracing::warn!(trigger = %name,
-                    "this trigger was retired: it is not called any more. While the config names it, a reload or a restart \
-                     registers it anew, as a new trigger"),
+                    "this trigger was retired: it is not called any more. While the config names it, a reload or a \
+                     restart registers it anew, as a new trigger"),
                 Some(Gone::Unknown) if self.gone.insert(id.clone()) => tracing::error!(trigger = %name,
                     "this trigger is no longer registered: the group's tables were made anew. Start this worker again"),
                 Some(Gone::Unknown) => {}
@@ -84,8 +85,8 @@ impl Told {
     }
 }
 
-/// Makes the configured triggers equal to registered ones. Those that did not change stay the same object. Nothing is registered
-/// unless all that are known fit.
+/// Makes the configured triggers equal to registered ones. Those that did not change stay the same object. Nothing is
+/// registered unless all that are known fit.
 pub(super) async fn register(
     setup: &Setup,
     budget: &Budget,

@@ -392,7 +392,8 @@ impl Ledger for FarLedger {
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>> {
         far!(self, operate(
-            seen: seen.clone() => &seen, trigger: trigger.clone() => &trigger, checkpoint: checkpoint.clone() => &checkpoint
+            seen: seen.clone() => &seen, trigger: trigger.clone() => &trigger,
+            checkpoint: checkpoint.clone() => &checkpoint
         ))
     }
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {

@@ -344,7 +344,8 @@ impl Ledger for Oracle {
             let answer = self.inner.register(record).await?;
             if let Answer::Accepted(record) = &answer {
                 let mut facts = self.facts.lock().unwrap();
-                // A renamed trigger is the same one: its config, and so its handler, go on with the name that they know.
+                // A renamed trigger is the same one: its config, and so its handler, go on with the name that they
+                // know.
                 if !facts.names.values().all(|name| *name != record.name) {
                     facts
                         .violations

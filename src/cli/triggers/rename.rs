@@ -57,8 +57,8 @@ pub(super) async fn rename(context: &mut Context, old: &Name, new: &Name) -> any
     Ok(Done::All)
 }
 
-/// Decided anew as long as others change the trigger or the store does not answer. It is known by its id: an earlier copy of this
-/// very rename may have been applied.
+/// Decided anew as long as others change the trigger or the store does not answer. It is known by its id: an earlier
+/// copy of this very rename may have been applied.
 async fn apply(ledger: &dyn Ledger, mut record: TriggerRecord, new: &Name) -> anyhow::Result<Renamed> {
     let old = record.name.clone();
     for tries in 1..=TRIES {
@@ -71,8 +71,8 @@ async fn apply(ledger: &dyn Ledger, mut record: TriggerRecord, new: &Name) -> an
         if record.formerly.len() >= FORMERLY_MAX && !record.formerly.contains(new) {
             let name = record.formerly.first().unwrap_or(&record.name);
             return Err(Usage(format!(
-                "{} has {FORMERLY_MAX} former names, the most that are kept: free one of them first, as with `cellhook triggers \
-                 retire {name}`",
+                "{} has {FORMERLY_MAX} former names, the most that are kept: free one of them first, as with \
+                 `cellhook triggers retire {name}`",
                 record.name
             ))
             .into());

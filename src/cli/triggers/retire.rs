@@ -56,8 +56,8 @@ pub(super) async fn retire(context: &mut Context, args: Args) -> anyhow::Result<
     if let Some(name) = open.config.triggers.keys().find(named).filter(|_| !args.force) {
         let file = open.config.file.display();
         return Err(Usage(format!(
-            "{file} still names {name}: the next start or reload would register it anew and call everything again. Take it out \
-             there, and reload the workers, first; or say --force"
+            "{file} still names {name}: the next start or reload would register it anew and call everything again. \
+             Take it out there, and reload the workers, first; or say --force"
         ))
         .into());
     }
@@ -115,8 +115,8 @@ impl End {
         let parked = lanes::count(self.ledger.as_ref(), &self.record.id, &self.shards()).await?;
         let Counts { retrying, waiting, dead } = parked;
         let what = format!(
-            "{name} is never called again; given up: {lag} cells that it has not finished, and parked {retrying} retrying, \
-             {waiting} waiting, {dead} dead"
+            "{name} is never called again; given up: {lag} cells that it has not finished, and parked {retrying} \
+             retrying, {waiting} waiting, {dead} dead"
         );
         let refused = parked.all() > 0 && !drop_parked;
         let goes_on = !ask.dry_run && !refused;
@@ -138,7 +138,8 @@ impl End {
         say(if goes_on { what } else { format!("would be done: {what}") });
         if refused {
             say(format_args!(
-                "refused: {} cells of it lie parked; `cellhook parked --trigger {name}` lists them, --drop-parked gives them up",
+                "refused: {} cells of it lie parked; `cellhook parked --trigger {name}` lists them, --drop-parked gives \
+                 them up",
                 parked.all()
             ));
             return Ok(Done::Partly);
@@ -199,8 +200,8 @@ fn lag(tip: &Tip, window: Option<&Window>, record: &TriggerRecord) -> u64 {
     tip.tip.0.saturating_sub(low.max(tip.trimmed_to).0)
 }
 
-/// Changes a trigger, decided anew as long as others change it too or the store does not answer; done when there is nothing to change
-/// any more, or no such trigger: an earlier copy of the request may have been applied.
+/// Changes a trigger, decided anew as long as others change it too or the store does not answer; done when there is
+/// nothing to change any more, or no such trigger: an earlier copy of the request may have been applied.
 async fn change(
     ledger: &dyn Ledger,
     mut record: TriggerRecord,

@@ -27,8 +27,8 @@ fn as_trigger(answer: Answer<Named>) -> Answer<TriggerRecord> {
     }
 }
 
-/// The triggers, if each was seen once: a query beside a rename may see its trigger under both names or under none. One that is
-/// not seen would not keep its cells from a trim.
+/// The triggers, if each was seen once: a query beside a rename may see its trigger under both names or under none. One
+/// that is not seen would not keep its cells from a trim.
 fn whole(found: Vec<Named>) -> Result<Vec<TriggerRecord>, TriggerId> {
     let mut triggers: BTreeMap<TriggerId, TriggerRecord> = BTreeMap::new();
     let mut former = BTreeSet::new();
