@@ -4,17 +4,15 @@
 //! Two futures of one task: the coordination, which is never spawned, since a heartbeat that outlived the work that it
 //! vouches for would keep a dead worker's shards; and this loop, which owns one task for each held shard and joins it.
 
+mod muster;
 mod retention;
 mod tips;
 
 use crate::{
-    cell::{
-        AddedId, Answer, Consistency, Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId,
-        TriggerRecord, TriggerState, chain,
-    },
-    dispatch::{Budget, Config, Start, Trigger},
-    filter::{Filter, FilterError},
-    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View, nudge_all},
+    cell::{Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId, chain},
+    dispatch::{Budget, Config, Trigger},
+    filter::FilterError,
+    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View},
     metrics,
     shard::{Foreign, News, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
@@ -25,6 +23,7 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
+use muster::{Told, ids, register, replace, without_retired};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -100,6 +99,17 @@ pub enum WorkerError {
         /// What the config says.
         configured: Name,
     },
+    /// Two triggers of the config are one.
+    #[error(
+        "trigger {former} was renamed to {trigger}, and the config has both: leave out {former}, or free its name with \
+         `cellhook triggers retire {former}`"
+    )]
+    SameTrigger {
+        /// Its name.
+        trigger: Name,
+        /// A former name of it.
+        former: Name,
+    },
     /// The datastore was made anew under a registered trigger.
     #[error(
         "trigger {trigger} is registered on incarnation {registered} of datastore {source_name}, which is now incarnation {now}: \
@@ -161,6 +171,8 @@ pub struct Worker {
     view: watch::Receiver<View>,
     ended: mpsc::UnboundedSender<EndedShard>,
     triggers: Vec<Arc<Trigger>>,
+    /// Their ids, for the coordination.
+    working_for: watch::Sender<BTreeSet<TriggerId>>,
     shared: Shared,
     foreign: watch::Sender<Foreign>,
 }
@@ -182,6 +194,7 @@ impl Worker {
         let budget = Budget::new(setup.memory);
         let triggers = register(&setup, &budget, &setup.triggers, &[]).await?;
         budget.share_among(triggers.len());
+        let working_for = watch::Sender::new(ids(&triggers));
         let sources = setup.sources.values().map(|cells| (**cells.datastore()).clone()).collect();
         let (coordinator, view, ended) = Coordinator::new(
             setup.lease.clone(),
@@ -189,6 +202,7 @@ impl Worker {
             setup.presence.clone(),
             setup.identity.clone(),
             sources,
+            working_for.subscribe(),
         );
         let foreign = watch::Sender::new(Foreign::default());
         let shared = Shared {
@@ -199,7 +213,7 @@ impl Worker {
             standings: Standings::default(),
             foreign: foreign.subscribe(),
         };
-        Ok(Self { setup, coordinator, view, ended, triggers, shared, foreign })
+        Ok(Self { setup, coordinator, view, ended, triggers, working_for, shared, foreign })
     }
 
     /// What others may see of it.
@@ -213,10 +227,10 @@ impl Worker {
     ///
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
-        let Self { setup, coordinator, mut view, ended, triggers, shared, foreign } = self;
-        let at_work = News::new(Triggers { active: triggers.into(), records: Arc::new([]) });
+        let Self { setup, coordinator, mut view, ended, triggers, working_for, shared, foreign } = self;
+        let at_work = News::new(Triggers { active: triggers.into(), ..Triggers::default() });
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
-        let mut seen: BTreeSet<TriggerId> = BTreeSet::new();
+        let mut told = Told::default();
         let mut stopping: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
         let mut registering: OptionFuture<BoxFuture<'_, Registered>> = None.into();
         let mut is_registering = false;
@@ -269,12 +283,16 @@ impl Worker {
                 () = &mut coordination => break,
                 Ok(()) = view.changed() => {
                     let now = view.borrow_and_update().clone();
+                    told.tell(&at_work.get().active, &now);
                     at_work.change(|triggers| {
-                        let changed = triggers.records != now.triggers;
+                        let changed = triggers.records != now.triggers || triggers.gone != now.gone;
                         triggers.records = now.triggers.clone();
+                        triggers.gone = now.gone.clone();
                         changed
                     });
-                    tell_vanished(&mut seen, &at_work.get().active, &now);
+                    if let Some(after) = without_retired(&at_work.get().active, &now.gone) {
+                        retiring.extend(replace(&at_work, after, &shared.budget, &working_for));
+                    }
                     running.retain(|shard, running| {
                         let epoch = running.grant.borrow().lease.epoch;
                         let kept = now.grants.get(shard).is_some_and(|grant| grant.lease.epoch == epoch);
@@ -339,15 +357,10 @@ impl Worker {
                 Some((registered, answer)) = &mut registering, if is_registering => {
                     is_registering = false;
                     let registered = registered.map(|after| {
-                        let before = at_work.get().active;
-                        retiring.extend(before.iter().filter(|old| !after.iter().any(|new| Arc::ptr_eq(old, new))).cloned());
+                        // One may have been retired since they were read.
+                        let after = without_retired(&after, &view.borrow().gone).unwrap_or(after);
                         let triggers = after.len();
-                        // Those that leave finish what they hold, beyond the budget for that long.
-                        shared.budget.share_among(triggers);
-                        at_work.change(|triggers| {
-                            triggers.active = after.into();
-                            true
-                        });
+                        retiring.extend(replace(&at_work, after, &shared.budget, &working_for));
                         triggers
                     });
                     // Whoever asked may have gone.
@@ -376,110 +389,4 @@ impl Worker {
         stopping.extend(active.iter().chain(&retiring).map(|trigger| trigger.handler.clone().stop()));
         while stopping.next().await.is_some() {}
     }
-}
-
-/// Says of triggers at work that were seen among the registered ones that they are there no more.
-fn tell_vanished(seen: &mut BTreeSet<TriggerId>, active: &[Arc<Trigger>], view: &View) {
-    for trigger in active {
-        let registered = view.triggers.iter().any(|record| record.id == trigger.record.id);
-        if registered {
-            seen.insert(trigger.record.id.clone());
-        } else if seen.remove(&trigger.record.id) {
-            tracing::error!(trigger = %trigger.name,
-                "this trigger is no longer registered: the group's tables were made anew, or it was retired. Start this worker again");
-        }
-    }
-}
-
-/// Makes the configured triggers equal to registered ones. Those that did not change stay the same object.
-async fn register(
-    setup: &Setup,
-    budget: &Budget,
-    specs: &[TriggerSpec],
-    before: &[Arc<Trigger>],
-) -> Result<Vec<Arc<Trigger>>, WorkerError> {
-    let Setup { group, ledger, sources, .. } = setup;
-    let ledger = &**ledger;
-    let registered = ledger.triggers().await?;
-    let mut fresh = false;
-    let mut triggers = Vec::with_capacity(specs.len());
-    for spec in specs {
-        let cells = sources.get(&spec.config.source).ok_or_else(|| WorkerError::NoSource {
-            trigger: spec.name.clone(),
-            source_name: spec.config.source.clone(),
-        })?;
-        let record = match registered.iter().find(|record| record.name == spec.name) {
-            Some(record) => record.clone(),
-            None => {
-                fresh = true;
-                // Before it is registered: from then on a trim asks how far it is.
-                cells.log().enlist(group).await?;
-                register_new(ledger, cells, spec).await?
-            }
-        };
-        if record.source != spec.config.source {
-            return Err(WorkerError::OtherSource {
-                trigger: spec.name.clone(),
-                registered: record.source,
-                configured: spec.config.source.clone(),
-            });
-        }
-        if record.incarnation != cells.datastore().incarnation {
-            return Err(WorkerError::OtherIncarnation {
-                trigger: spec.name.clone(),
-                source_name: spec.config.source.clone(),
-                registered: record.incarnation.to_string(),
-                now: cells.datastore().incarnation.to_string(),
-            });
-        }
-        let same = before.iter().find(|old| {
-            old.record.id == record.id && old.config == spec.config && Arc::ptr_eq(&old.handler, &spec.handler)
-        });
-        let trigger = match same {
-            Some(same) => same.clone(),
-            None => {
-                let filter = Filter::new(&spec.config.columns, spec.config.filter.as_deref())
-                    .map_err(|error| WorkerError::Filter { trigger: spec.name.clone(), error })?;
-                let share = budget.share();
-                Arc::new(Trigger::new(record, spec.config.clone(), filter, spec.handler.clone(), cells.clone(), share))
-            }
-        };
-        triggers.push(trigger);
-    }
-    if fresh {
-        // A hint: it may be the first of its datastore, whose shards nobody holds yet.
-        let _ = nudge_all(ledger).await;
-    }
-    Ok(triggers)
-}
-
-/// Registers a trigger, or takes what another worker registered at the same time.
-async fn register_new(ledger: &dyn Ledger, cells: &Cells, spec: &TriggerSpec) -> Result<TriggerRecord, StoreError> {
-    let datastore = cells.datastore();
-    let start = match spec.config.start {
-        Start::Newest => {
-            let mut tips = vec![AddedId(0); datastore.shards as usize];
-            for bucket in 0..datastore.buckets() {
-                for tip in cells.log().tips(bucket, Consistency::Strong).await? {
-                    tips[tip.shard.0 as usize] = tip.tip;
-                }
-            }
-            Some(tips.into())
-        }
-        Start::Oldest | Start::Time(_) | Start::Added(_) => None,
-    };
-    let record = TriggerRecord {
-        id: TriggerId::random(),
-        name: spec.name.clone(),
-        source: spec.config.source.clone(),
-        incarnation: datastore.incarnation.clone(),
-        state: TriggerState::Active,
-        generation: 0,
-        start,
-        revision: 0,
-    };
-    Ok(match ledger.register(&record).await? {
-        Answer::Accepted(record) | Answer::Refused(Some(record)) => record,
-        Answer::Refused(None) => record,
-    })
 }

@@ -8,6 +8,7 @@ mod home;
 mod iam;
 mod init;
 mod parked;
+mod shards;
 mod surface;
 mod triggers;
 mod worker;

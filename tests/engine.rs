@@ -3,6 +3,7 @@
 //! Each test names a way in which something could stand still, and shows that the rest goes on.
 
 mod retention;
+mod verbs;
 
 use cellhook::{
     cell::{CellKey, Event, Handler, Ledger, Millis, Name, NewCell, NewDatastore, TriggerState, Verdict, clock},

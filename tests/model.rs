@@ -23,7 +23,8 @@
 //!   never. A worker learns the outcome once the request was applied or can never be: that is an acceptance, or the
 //!   refusal of a repetition with the item as it stands. An answer that is late is a worker that sleeps; one that is
 //!   lost is one that never takes the step. The operator's rewind and a declaration need no request on its way: on
-//!   their conditions a late one does what a prompt one would do at that moment.
+//!   their conditions a late one does what a prompt one would do at that moment. (The rewind's condition on `seq` is
+//!   left out: it only refuses rewinds that the model allows.)
 //! * **Reads.** Leases and sessions are read at the moment of the step that uses them. An older read gives a request
 //!   that was sent earlier, and those are all there; dead is final, so an old read of it is as good as a new one.
 //! * **A handler's call** is one step. What it does is known to the observer (`finished`) from then on, to the worker

@@ -130,6 +130,9 @@ pub struct TriggerRecord {
     pub id: TriggerId,
     /// The label, and the key of the item.
     pub name: Name,
+    /// Names that it went by before: a config that still has one of them means this trigger, and nothing else can be
+    /// registered under them.
+    pub formerly: BTreeSet<Name>,
     /// The datastore that it tails.
     pub source: Name,
     /// The datastore's incarnation when the trigger was registered.
@@ -142,6 +145,31 @@ pub struct TriggerRecord {
     pub start: Option<Arc<[AddedId]>>,
     /// Grows with every write of this item.
     pub revision: u64,
+}
+
+impl TriggerRecord {
+    /// Whether this name means this trigger: its own, or a former one.
+    #[must_use]
+    pub fn goes_by(&self, name: &Name) -> bool {
+        self.name == *name || self.formerly.contains(name)
+    }
+
+    /// The same trigger by another name, as the next revision.
+    #[must_use]
+    pub fn renamed(&self, to: &Name) -> Self {
+        let mut next = Self { name: to.clone(), revision: self.revision + 1, ..self.clone() };
+        next.formerly.insert(self.name.clone());
+        next.formerly.remove(to);
+        next
+    }
+
+    /// The same trigger without a former name, as the next revision.
+    #[must_use]
+    pub fn without_name(&self, name: &Name) -> Self {
+        let mut next = Self { revision: self.revision + 1, ..self.clone() };
+        next.formerly.remove(name);
+        next
+    }
 }
 
 /// A pause of one shard of a trigger.
@@ -327,12 +355,27 @@ pub trait Ledger: Send + Sync + 'static {
     /// All triggers, retired ones left out.
     fn triggers(&self) -> Out<'_, Vec<TriggerRecord>>;
 
-    /// Stores a new trigger if its name is not taken.
+    /// A retired trigger. What is neither here nor among [`Ledger::triggers`] was never registered in these tables.
+    fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>>;
+
+    /// Stores a new trigger if its name is not taken. Refused: the trigger of that name, or `None` when it is a former
+    /// name of one.
     fn register<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>>;
 
-    /// Replaces a trigger's item under the same name by `record` with `revision + 1`, on the condition that it
-    /// is at `record.revision` and has the same id. A retired one moves away from its name.
+    /// Replaces a trigger's item under the same name by `record` with `revision + 1`, on the condition that it is at
+    /// `record.revision` and has the same id. Its names do not change by this, but that a retired one moves away from
+    /// all of them. Refused: the trigger of that name, or `None`.
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>>;
+
+    /// Moves a trigger to the name `to`, on the condition that it is at `record.revision` and has the same id, and that
+    /// nothing lies under `to` but a former name of this very trigger. Its name so far becomes a former one. One
+    /// transaction. Refused: the trigger of the name so far, or `None`: there is none, or `to` is taken.
+    fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>>;
+
+    /// Gives up a former name of a trigger, which is free then, on the condition that the trigger is at
+    /// `record.revision` and has the same id. One transaction. Refused: the trigger of its name, or `None`: there is
+    /// none, or `name` is none of its own.
+    fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>>;
 
     /// All leases of a source; eventually consistent.
     fn leases<'a>(&'a self, source: &'a Name) -> Out<'a, Vec<Lease>>;
@@ -354,12 +397,11 @@ pub trait Ledger: Send + Sync + 'static {
     /// write, it was a lane change that was refused.
     fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written>;
 
-    /// An operator's rewind or skip: sets one trigger's checkpoint, removes the owner, `epoch + 1`, on the condition
-    /// that the epoch is `seen`.
+    /// An operator's change of one trigger's checkpoint: sets it, removes the owner, `epoch + 1`, `seq = 0`, on the
+    /// condition that epoch and `seq` are those of `seen`. So nothing that the owner stored since then is undone.
     fn operate<'a>(
         &'a self,
-        shard: &'a ShardRef,
-        seen: Epoch,
+        seen: &'a Lease,
         trigger: &'a TriggerId,
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>>;

@@ -49,7 +49,8 @@ Examples:
 pub(super) const SHARDS: &str = "\
 Examples:
   cellhook shards
-  cellhook shards trips --json | jq 'select(.owner == null)'";
+  cellhook shards trips --json | jq 'select(.owner == null)'
+  cellhook shards show trips 5";
 
 pub(super) const WORKERS: &str = "\
 Examples:
@@ -68,7 +69,9 @@ pub(super) const TRIGGERS: &str = "\
 Examples:
   cellhook triggers
   cellhook triggers pause bill_rider --reason 'the bank is closed'
-  cellhook triggers resume bill_rider";
+  cellhook triggers resume bill_rider --shard 5
+  cellhook triggers rename bill_rider charge_rider
+  cellhook triggers retire bill_rider --drop-parked";
 
 pub(super) const CHECKPOINT: &str = "\
 Examples:

@@ -16,15 +16,18 @@ mod exit;
 mod get;
 mod iam_policy;
 mod init;
+mod lanes;
 mod lines;
 mod observe;
 mod open;
+mod operate;
 mod output;
 mod parked;
 mod put;
 mod retention;
 mod run;
 mod shards;
+mod standing;
 mod tail;
 mod triggers;
 mod trim;
@@ -79,7 +82,7 @@ enum Verb {
     /// Erase the bodies of a row's cells, everywhere and for ever; their places stay, and nobody is called for them.
     #[command(after_help = examples::ERASE)]
     Erase(erase::Args),
-    /// List shards: owner, epoch, tip, and how far each trigger is behind.
+    /// List shards: owner, epoch, tip, and how far each trigger is behind; or show all of one.
     #[command(after_help = examples::SHARDS)]
     Shards(shards::Args),
     /// List workers, and show what one holds.
@@ -88,7 +91,7 @@ enum Verb {
     /// Cells taken out of the window with failed attempts: list them, try them again, give them up.
     #[command(after_help = examples::PARKED)]
     Parked(parked::Args),
-    /// Registered triggers: list, pause, resume.
+    /// Registered triggers: list, show, pause, resume, rename, retire.
     #[command(after_help = examples::TRIGGERS)]
     Triggers(triggers::Args),
     /// How far a trigger is on each shard: show it, set it back or forward, skip one cell.

@@ -75,6 +75,7 @@ impl Observer {
                 sums.entry(name.clone()).or_default().add(standing);
             }
         });
+        sums.retain(|name, _| !view.is_retired(name));
         for record in missing(&view, &sums) {
             sums.insert(record.name.clone(), self.idle(&view, record));
         }
@@ -142,14 +143,15 @@ fn told((shard, reason): (&ShardRef, &String)) -> (String, String) {
 /// Registered triggers that nobody here works on.
 fn missing<'a>(view: &'a View, sums: &BTreeMap<Name, Sum>) -> Vec<&'a TriggerRecord> {
     let registered = view.triggers.iter().filter(|record| record.state != TriggerState::Retired);
-    registered.filter(|record| !sums.contains_key(&record.name)).collect()
+    registered.filter(|record| !sums.keys().any(|name| record.goes_by(name))).collect()
 }
 
 impl Triggers {
     fn look(&mut self, registered: &[TriggerRecord], now: Instant) {
         let retired = |record: &&TriggerRecord| record.state == TriggerState::Retired;
-        let names = registered.iter().filter(|record| !retired(record)).map(|record| &record.name);
-        let missing: BTreeSet<Name> = names.filter(|name| !self.known.contains(*name)).cloned().collect();
+        let unknown = |record: &&TriggerRecord| !self.known.iter().any(|name| record.goes_by(name));
+        let missing = registered.iter().filter(|record| !retired(record)).filter(unknown);
+        let missing: BTreeSet<Name> = missing.map(|record| record.name.clone()).collect();
         self.missing.retain(|name, _| missing.contains(name));
         for name in missing {
             self.missing.entry(name).or_insert(now);
@@ -213,6 +215,7 @@ mod tests {
         let record = |text: &str, state| TriggerRecord {
             id: crate::cell::TriggerId::random(),
             name: name(text),
+            formerly: BTreeSet::new(),
             source: name("trips"),
             incarnation: crate::cell::Incarnation::random(),
             state,

@@ -3,6 +3,7 @@
 use super::{
     Context,
     exit::{Absent, Usage},
+    output::say,
 };
 use crate::{
     cell::{Ledger, Log, Name, Nudge, ShardRef, TriggerRecord},
@@ -56,15 +57,18 @@ impl Open {
     }
 }
 
-/// A registered trigger by its name.
+/// A registered trigger by its name, or by a former one.
 pub(super) async fn trigger(ledger: &dyn Ledger, name: &Name) -> anyhow::Result<TriggerRecord> {
     let triggers = ledger.triggers().await?;
     let known: Vec<String> = triggers.iter().map(|trigger| trigger.name.to_string()).collect();
-    let found = triggers.into_iter().find(|trigger| trigger.name == *name);
-    found.ok_or_else(|| {
+    let Some(found) = triggers.into_iter().find(|trigger| trigger.goes_by(name)) else {
         let known = if known.is_empty() { "none is".into() } else { format!("known: {}", known.join(", ")) };
-        Absent(format!("no trigger {name} is registered in this group; {known}")).into()
-    })
+        return Err(Absent(format!("no trigger {name} is registered in this group; {known}")).into());
+    };
+    if found.name != *name {
+        say(format_args!("{name} was renamed to {}", found.name));
+    }
+    Ok(found)
 }
 
 /// The datastore of a trigger; its number of shards is the datastore's own.

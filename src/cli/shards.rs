@@ -1,11 +1,22 @@
 //! `shards`: who works on what, and how far each trigger is behind. From the tables alone, so that it tells the truth of
 //! them and not a worker's.
 
-use super::{Context, exit::Done, open::Open};
+use super::{
+    Context,
+    exit::Done,
+    lanes::{self, Counts},
+    open::Open,
+    output::{plain, time},
+    standing::{Standing, checkpoint_of, dead, decimal, number, pause, standing},
+    tail,
+};
 use crate::{
-    cell::{AddedId, Checkpoint, Consistency, Lease, Log, Millis, Name, ShardId, Tip, TriggerRecord, clock},
+    cell::{
+        AddedId, Consistency, Lease, Ledger, Log, Name, Session, ShardId, ShardRef, Tip, TriggerRecord, TriggerState,
+    },
     checkpoint::Window,
 };
+use clap::Subcommand;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -14,7 +25,31 @@ use std::collections::BTreeMap;
 const PARALLEL: usize = 16;
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List shards; the same as without a verb.
+    #[command(after_help = "Example:\n  cellhook shards list trips --json | jq 'select(.owner == null)'")]
+    List(ListArgs),
+    /// Show all of one shard: who holds it, and each trigger there with its pause and its parked cells.
+    #[command(after_help = "Example:\n  cellhook shards show trips 5 --json | jq .triggers.bill_rider.parked")]
+    Show {
+        /// The datastore.
+        datastore: Name,
+        /// The shard.
+        shard: u32,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct ListArgs {
     /// One datastore; without it, all of the config.
     datastore: Option<Name>,
 }
@@ -30,15 +65,15 @@ struct ShardLine<'a> {
     triggers: BTreeMap<&'a str, Standing>,
 }
 
-/// How far a trigger is on a shard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-struct Standing {
-    low_water: Option<u64>,
-    lag_cells: Option<u64>,
-    lag_seconds: Option<f64>,
+pub(super) async fn shards(context: &mut Context, args: Args) -> anyhow::Result<Done> {
+    match args.verb {
+        None => list(context, args.list).await,
+        Some(Verb::List(args)) => list(context, args).await,
+        Some(Verb::Show { datastore, shard }) => show(context, &datastore, shard).await,
+    }
 }
 
-pub(super) async fn shards(context: &mut Context, args: Args) -> anyhow::Result<Done> {
+async fn list(context: &mut Context, args: ListArgs) -> anyhow::Result<Done> {
     let open = Open::new(context).await?;
     let names = match args.datastore {
         Some(name) => vec![name],
@@ -88,13 +123,7 @@ async fn line<'a>(
     let tip = tip.map_or(AddedId(0), |tip| tip.tip);
     let mut standings = BTreeMap::new();
     for trigger in triggers {
-        let checkpoint = lease.and_then(|lease| lease.checkpoints.get(&trigger.id));
-        let mut standing = standing(checkpoint, tip);
-        if let (Some(low), Some(1..)) = (standing.low_water, standing.lag_cells) {
-            let next = log.page(shard, AddedId(low), 1, Consistency::Eventual).await?;
-            let since = next.first().map(|segment| segment.created_at);
-            standing.lag_seconds = Some(since.map_or(0.0, |since| seconds(since, clock::wall())));
-        }
+        let standing = standing(log, shard, checkpoint_of(trigger, lease), tip).await?;
         standings.insert(trigger.name.as_str(), standing);
     }
     Ok(ShardLine {
@@ -107,25 +136,7 @@ async fn line<'a>(
     })
 }
 
-/// What can be told without reading the log.
-fn standing(checkpoint: Option<&Checkpoint>, tip: AddedId) -> Standing {
-    let Some(Checkpoint { low, done, .. }) = checkpoint else {
-        // A trigger that was not started on a shard without cells has nothing to do there.
-        let nothing = tip == AddedId(0);
-        return Standing { low_water: None, lag_cells: nothing.then_some(0), lag_seconds: nothing.then_some(0.0) };
-    };
-    let done_beyond = Window::resume(*low, done).map_or(0, |window| window.done_beyond());
-    let lag = tip.0.saturating_sub(low.0).saturating_sub(done_beyond);
-    Standing { low_water: Some(low.0), lag_cells: Some(lag), lag_seconds: (lag == 0).then_some(0.0) }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn seconds(since: Millis, now: Millis) -> f64 {
-    now.0.saturating_sub(since.0).max(0) as f64 / 1000.0
-}
-
 fn table_rows(line: &ShardLine<'_>) -> Vec<[String; 9]> {
-    let number = |number: Option<u64>| number.map_or_else(|| "-".into(), |number| number.to_string());
     let row = |trigger: &str, standing: Standing| {
         [
             line.datastore.to_string(),
@@ -136,7 +147,7 @@ fn table_rows(line: &ShardLine<'_>) -> Vec<[String; 9]> {
             trigger.into(),
             number(standing.low_water),
             number(standing.lag_cells),
-            standing.lag_seconds.map_or_else(|| "-".into(), |seconds| format!("{seconds:.1}")),
+            decimal(standing.lag_seconds),
         ]
     };
     if line.triggers.is_empty() {
@@ -145,21 +156,141 @@ fn table_rows(line: &ShardLine<'_>) -> Vec<[String; 9]> {
     line.triggers.iter().map(|(trigger, standing)| row(trigger, *standing)).collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// All of one shard. What was never written, claimed or started is null; so is what only the owner's session tells,
+/// when there is none by that id.
+#[derive(Serialize)]
+struct ShowLine<'a> {
+    datastore: &'a Name,
+    shard: u32,
+    incarnation: &'a str,
+    owner: Option<&'a str>,
+    owner_state: Option<&'static str>,
+    host: Option<&'a str>,
+    pid: Option<u32>,
+    beats: Option<u64>,
+    epoch: u64,
+    tip: u64,
+    tip_at: Option<i64>,
+    trimmed_to: u64,
+    triggers: BTreeMap<&'a str, TriggerOn<'a>>,
+}
 
-    #[test]
-    fn lag_counts_what_is_not_done() {
-        let mut window = Window::new(AddedId(10));
-        window.finish(AddedId(12));
-        let checkpoint = Checkpoint { low: window.low(), done: window.encode().0, ..Checkpoint::default() };
-        let at = |tip| standing(Some(&checkpoint), AddedId(tip));
-        assert_eq!(at(15), Standing { low_water: Some(10), lag_cells: Some(4), lag_seconds: None });
-        let done = Checkpoint { low: AddedId(15), ..Checkpoint::default() };
-        let done = standing(Some(&done), AddedId(15));
-        assert_eq!(done, Standing { low_water: Some(15), lag_cells: Some(0), lag_seconds: Some(0.0) });
-        assert_eq!(standing(None, AddedId(0)).lag_cells, Some(0));
-        assert_eq!(standing(None, AddedId(3)).lag_cells, None);
+/// A trigger on the shard.
+#[derive(Serialize)]
+struct TriggerOn<'a> {
+    id: &'a str,
+    #[serde(flatten)]
+    standing: Standing,
+    done_beyond: Option<u64>,
+    /// Why it is not called there: the whole trigger, or this shard.
+    paused: Option<&'a str>,
+    /// Cells parked as dead since the last resume.
+    dead: u64,
+    parked: Counts,
+}
+
+async fn show(context: &mut Context, name: &Name, shard: u32) -> anyhow::Result<Done> {
+    let open = Open::new(context).await?;
+    let log = open.datastore(name).await?;
+    let shard = tail::shards(&log, Some(shard))?[0];
+    let ledger = open.ledger().await?;
+    let at = ShardRef { source: name.clone(), shard };
+    let tip = log.tip(shard).await?;
+    let lease = ledger.lease(&at).await?;
+    let sessions = ledger.sessions().await?;
+    let mut records = ledger.triggers().await?;
+    records.retain(|record| record.source == *name);
+    let owner = lease.as_ref().and_then(|lease| lease.owner.as_ref());
+    let session = owner.and_then(|owner| sessions.iter().find(|session| session.id == *owner));
+    let mut triggers = BTreeMap::new();
+    for record in &records {
+        let on = trigger_on(ledger.as_ref(), log.as_ref(), &at, record, tip.as_ref(), lease.as_ref()).await?;
+        triggers.insert(record.name.as_str(), on);
     }
+    let datastore = log.datastore();
+    let line = ShowLine {
+        datastore: &datastore.name,
+        shard: shard.0,
+        incarnation: datastore.incarnation.as_str(),
+        owner: owner.map(|owner| owner.as_str()),
+        owner_state: session.map(|session| super::workers::state_word(session.state)),
+        host: session.map(|session| session.host.as_str()),
+        pid: session.map(|session| session.pid),
+        beats: session.map(|session| session.beat),
+        epoch: lease.as_ref().map_or(0, |lease| lease.epoch.0),
+        tip: tip.as_ref().map_or(0, |tip| tip.tip.0),
+        tip_at: tip.as_ref().map(|tip| tip.created_at.0),
+        trimmed_to: tip.as_ref().map_or(0, |tip| tip.trimmed_to.0),
+        triggers,
+    };
+    if context.output.is_json() {
+        context.output.object(&line)?;
+    } else {
+        tell(context, &line, session, tip.as_ref())?;
+    }
+    Ok(Done::All)
+}
+
+async fn trigger_on<'a>(
+    ledger: &dyn Ledger,
+    log: &dyn Log,
+    at: &ShardRef,
+    record: &'a TriggerRecord,
+    tip: Option<&Tip>,
+    lease: Option<&'a Lease>,
+) -> anyhow::Result<TriggerOn<'a>> {
+    let checkpoint = checkpoint_of(record, lease);
+    let window = checkpoint.map(|checkpoint| Window::resume(checkpoint.low, &checkpoint.done)).transpose()?;
+    Ok(TriggerOn {
+        id: record.id.as_str(),
+        standing: standing(log, at.shard, checkpoint, tip.map_or(AddedId(0), |tip| tip.tip)).await?,
+        done_beyond: window.map(|window| window.done_beyond()),
+        paused: match &record.state {
+            TriggerState::Paused { reason } => Some(reason),
+            TriggerState::Active | TriggerState::Retired => pause(record, checkpoint),
+        },
+        dead: dead(record, checkpoint),
+        parked: lanes::count(ledger, &record.id, std::slice::from_ref(at)).await?,
+    })
+}
+
+fn tell(
+    context: &mut Context,
+    line: &ShowLine<'_>,
+    session: Option<&Session>,
+    tip: Option<&Tip>,
+) -> anyhow::Result<()> {
+    let output = &mut context.output;
+    output.text(&format!("shard {} of {}, incarnation {}", line.shard, line.datastore, line.incarnation))?;
+    output.text(&match (line.owner, session) {
+        (None, _) => format!("held by nobody, epoch {}", line.epoch),
+        (Some(owner), None) => format!("held by {owner}, whose session is gone, epoch {}", line.epoch),
+        (Some(owner), Some(session)) => format!(
+            "held by {owner}: {}, {} pid {}, beats {}, epoch {}",
+            super::workers::state_word(session.state),
+            plain(&session.host),
+            session.pid,
+            session.beat,
+            line.epoch
+        ),
+    })?;
+    let of_tip = tip.map(|tip| format!(" of {}", time(tip.created_at))).unwrap_or_default();
+    output.text(&format!("tip {}{of_tip}, trimmed to {}", line.tip, line.trimmed_to))?;
+    let row = |(name, on): (&&str, &TriggerOn<'_>)| {
+        [
+            (*name).into(),
+            number(on.standing.low_water),
+            number(on.done_beyond),
+            number(on.standing.lag_cells),
+            decimal(on.standing.lag_seconds),
+            on.parked.retrying.to_string(),
+            on.parked.waiting.to_string(),
+            on.parked.dead.to_string(),
+            on.paused.map_or_else(|| "-".into(), plain),
+        ]
+    };
+    let rows: Vec<[String; 9]> = line.triggers.iter().map(row).collect();
+    let headings =
+        ["TRIGGER", "LOW_WATER", "DONE_BEYOND", "LAG_CELLS", "LAG_SECONDS", "RETRYING", "WAITING", "DEAD", "PAUSED"];
+    output.table(headings, &rows)
 }

@@ -1,10 +1,17 @@
-//! `triggers`: the registered ones: listed, paused, resumed.
+//! `triggers`: the registered ones: listed, shown, paused, resumed, renamed, retired.
+
+mod rename;
+mod retire;
+mod show;
 
 use super::{
     Context,
+    checkpoint::Ask,
     exit::Done,
     open::{Open, trigger},
-    output::plain,
+    operate::{Want, Work},
+    output::{plain, say},
+    tail::shards,
 };
 use crate::{
     cell::{Answer, Ledger, Name, TriggerRecord, TriggerState},
@@ -13,6 +20,7 @@ use crate::{
 use anyhow::bail;
 use clap::Subcommand;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// How often a change is decided anew because somebody else changed the trigger.
 const TRIES: u32 = 8;
@@ -26,26 +34,57 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// List registered triggers; the same as without a verb.
+    #[command(after_help = "Example:\n  cellhook triggers list --json | jq 'select(.state == \"paused\").reason'")]
     List,
-    /// Stop calling a trigger's handler, on all workers, until it is resumed. Calls that are under way are finished.
+    /// Show all of one trigger: where it began, and on each shard who works on it, how far it is, and whether it is
+    /// paused there.
+    #[command(after_help = "Example:\n  cellhook triggers show bill_rider --json | jq '.shards[] | select(.paused)'")]
+    Show {
+        /// The trigger.
+        name: Name,
+    },
+    /// Stop calling a trigger's handler, on all workers, until it is resumed. Calls that are under way are finished;
+    /// with --shard, what they say does not count any more.
+    #[command(after_help = "Example:\n  cellhook triggers pause bill_rider --shard 5 --reason 'bad rows, issue 12'")]
     Pause {
         /// The trigger.
         name: Name,
         /// Why; shown to whoever looks.
         #[arg(long)]
         reason: String,
+        /// On this shard only.
+        #[arg(long, value_name = "N")]
+        shard: Option<u32>,
     },
-    /// Call a trigger's handler again, also on shards that were paused by themselves.
+    /// Call a trigger's handler again, also on shards that were paused by themselves; or, with --shard, end the pause
+    /// of that one.
+    #[command(after_help = "Example:\n  cellhook triggers resume bill_rider --shard 5")]
     Resume {
         /// The trigger.
         name: Name,
+        /// On this shard only: pauses of others go on, and so does one of the whole trigger.
+        #[arg(long, value_name = "N")]
+        shard: Option<u32>,
     },
+    /// Give a trigger another name. It goes on where it is: only its label changes. A config that still says the old
+    /// name means it too, until that is freed with `retire`.
+    #[command(after_help = "Example:\n  cellhook triggers rename bill_rider charge_rider")]
+    Rename {
+        /// Its name.
+        old: Name,
+        /// Its name from now on.
+        new: Name,
+    },
+    /// Give a trigger up for good: it is never called again, and its name is free. Or free a former name of one that
+    /// was renamed.
+    #[command(after_help = "Example:\n  cellhook triggers retire bill_rider --dry-run")]
+    Retire(retire::Args),
 }
 
 impl Args {
     /// Whether it does more than list.
     pub(super) fn changes(&self) -> bool {
-        matches!(self.verb, Some(Verb::Pause { .. } | Verb::Resume { .. }))
+        !matches!(self.verb, None | Some(Verb::List | Verb::Show { .. }))
     }
 }
 
@@ -57,6 +96,7 @@ struct TriggerLine<'a> {
     state: &'static str,
     reason: Option<&'a str>,
     generation: u64,
+    formerly: &'a BTreeSet<Name>,
 }
 
 impl<'a> TriggerLine<'a> {
@@ -66,29 +106,50 @@ impl<'a> TriggerLine<'a> {
             TriggerState::Paused { reason } => ("paused", Some(reason.as_str())),
             TriggerState::Retired => ("retired", None),
         };
-        let TriggerRecord { name, id, source, generation, .. } = record;
-        Self { name, id: id.as_str(), datastore: source, state, reason, generation: *generation }
+        let TriggerRecord { name, id, source, generation, formerly, .. } = record;
+        Self { name, id: id.as_str(), datastore: source, state, reason, generation: *generation, formerly }
     }
 }
 
+/// Names in a row, for people.
+fn listed(names: &BTreeSet<Name>) -> String {
+    let names: Vec<&str> = names.iter().map(Name::as_str).collect();
+    if names.is_empty() { "-".into() } else { names.join(",") }
+}
+
 pub(super) async fn triggers(context: &mut Context, args: Args) -> anyhow::Result<Done> {
-    let open = Open::new(context).await?;
-    let ledger = open.ledger().await?;
-    let change = match args.verb {
-        None | Some(Verb::List) => {
-            let mut triggers = ledger.triggers().await?;
-            triggers.sort_by(|a, b| a.name.cmp(&b.name));
-            print(context, &triggers)?;
-            return Ok(Done::All);
+    match args.verb {
+        None | Some(Verb::List) => list(context).await,
+        Some(Verb::Show { name }) => show::show(context, &name).await,
+        Some(Verb::Pause { name, reason, shard: None }) => {
+            Change { name, to: To::Paused { reason } }.run(context).await
         }
-        Some(Verb::Pause { name, reason }) => Change { name, to: To::Paused { reason } },
-        Some(Verb::Resume { name }) => Change { name, to: To::Active },
-    };
-    let record = change.apply(ledger.as_ref()).await?;
-    // A hint: without it they look by themselves, later.
-    let _ = nudge_all(ledger.as_ref()).await;
-    print(context, &[record])?;
+        Some(Verb::Resume { name, shard: None }) => Change { name, to: To::Active }.run(context).await,
+        Some(Verb::Pause { name, reason, shard: Some(shard) }) => on(context, &name, shard, Want::Pause(reason)).await,
+        Some(Verb::Resume { name, shard: Some(shard) }) => on(context, &name, shard, Want::Resume).await,
+        Some(Verb::Rename { old, new }) => rename::rename(context, &old, &new).await,
+        Some(Verb::Retire(args)) => retire::retire(context, args).await,
+    }
+}
+
+async fn list(context: &mut Context) -> anyhow::Result<Done> {
+    let open = Open::new(context).await?;
+    let mut triggers = open.ledger().await?.triggers().await?;
+    triggers.sort_by(|a, b| a.name.cmp(&b.name));
+    print(context, &triggers)?;
     Ok(Done::All)
+}
+
+/// A pause of one shard, or its end: the shard's owner is fenced off, as by a rewind.
+async fn on(context: &mut Context, name: &Name, shard: u32, want: Want) -> anyhow::Result<Done> {
+    let work = Work::new(context, name, want).await?;
+    let shards = shards(&work.log, Some(shard))?;
+    let done = work.run(context, shards, Ask { dry_run: false, yes: true }).await?;
+    if let (Want::Resume, TriggerState::Paused { reason }) = (&work.want, &work.record.state) {
+        let (name, reason) = (&work.record.name, plain(reason));
+        say(format_args!("the whole trigger is still paused: {reason}; `cellhook triggers resume {name}` ends that"));
+    }
+    Ok(done)
 }
 
 fn print(context: &mut Context, triggers: &[TriggerRecord]) -> anyhow::Result<()> {
@@ -96,14 +157,14 @@ fn print(context: &mut Context, triggers: &[TriggerRecord]) -> anyhow::Result<()
     if context.output.is_json() {
         return lines.iter().try_for_each(|line| context.output.object(line));
     }
-    let rows: Vec<[String; 4]> = lines
+    let rows: Vec<[String; 5]> = lines
         .iter()
         .map(|line| {
             let reason = line.reason.map_or_else(|| "-".into(), plain);
-            [line.name.to_string(), line.datastore.to_string(), line.state.into(), reason]
+            [line.name.to_string(), line.datastore.to_string(), line.state.into(), reason, listed(line.formerly)]
         })
         .collect();
-    context.output.table(["NAME", "DATASTORE", "STATE", "REASON"], &rows)
+    context.output.table(["NAME", "DATASTORE", "STATE", "REASON", "FORMERLY"], &rows)
 }
 
 struct Change {
@@ -117,6 +178,16 @@ enum To {
 }
 
 impl Change {
+    async fn run(&self, context: &mut Context) -> anyhow::Result<Done> {
+        let open = Open::new(context).await?;
+        let ledger = open.ledger().await?;
+        let record = self.apply(ledger.as_ref()).await?;
+        // A hint: without it they look by themselves, later.
+        let _ = nudge_all(ledger.as_ref()).await;
+        print(context, &[record])?;
+        Ok(Done::All)
+    }
+
     /// A resume begins a new generation even of an active trigger: pauses of single shards end with it.
     fn of(&self, record: TriggerRecord) -> TriggerRecord {
         match &self.to {
@@ -151,6 +222,7 @@ mod tests {
         let record = TriggerRecord {
             id: TriggerId::random(),
             name: name.clone(),
+            formerly: BTreeSet::new(),
             source: Name::new("trips").unwrap(),
             incarnation: Incarnation::random(),
             state: TriggerState::Active,

@@ -68,20 +68,24 @@ struct WorkerLine<'a> {
     leases: Option<&'a Held>,
 }
 
+/// For people and programs.
+pub(super) fn state_word(state: SessionState) -> &'static str {
+    match state {
+        SessionState::Live => "live",
+        SessionState::Draining => "draining",
+        SessionState::Dead => "dead",
+    }
+}
+
 impl<'a> WorkerLine<'a> {
     fn of(session: &'a Session, held: &Held) -> Self {
-        let state = match session.state {
-            SessionState::Live => "live",
-            SessionState::Draining => "draining",
-            SessionState::Dead => "dead",
-        };
         let role = match session.role {
             Role::Worker => "worker",
             Role::Client => "client",
         };
         Self {
             id: session.id.as_str(),
-            state,
+            state: state_word(session.state),
             role,
             host: &session.host,
             pid: session.pid,

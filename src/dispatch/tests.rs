@@ -38,6 +38,7 @@ impl Bench {
         let record = TriggerRecord {
             id: TriggerId::from_stored("t"),
             name: name("bill"),
+            formerly: Default::default(),
             source: name("trips"),
             incarnation: log.datastore().incarnation.clone(),
             state: TriggerState::Active,
@@ -49,6 +50,7 @@ impl Bench {
         change(&mut config);
         let filter = Filter::new(&config.columns, config.filter.as_deref()).unwrap();
         let trigger = Trigger::new(
+            name("bill"),
             record.clone(),
             config,
             filter,

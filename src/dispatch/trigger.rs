@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 /// What all shards of a trigger share.
 pub struct Trigger {
-    /// Its label.
+    /// Its label here: what the config calls it.
     pub name: Name,
     /// As registered when this process began to work for it; pauses come from fresher readings.
     pub record: TriggerRecord,
@@ -40,6 +40,7 @@ impl Trigger {
     /// Ready to be called.
     #[must_use]
     pub fn new(
+        name: Name,
         record: TriggerRecord,
         config: Config,
         filter: Filter,
@@ -48,7 +49,6 @@ impl Trigger {
         share: Share,
     ) -> Self {
         Self {
-            name: record.name.clone(),
             filter,
             handler,
             cells,
@@ -56,7 +56,8 @@ impl Trigger {
             breaker: config.breaker.clone().map(Breaker::new),
             share,
             rate: config.rate.map(Rate::new),
-            attempts: Attempts::of(record.name.as_str()),
+            attempts: Attempts::of(name.as_str()),
+            name,
             config,
             record,
         }

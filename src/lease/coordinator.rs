@@ -5,7 +5,9 @@
 //! costs time and nothing else.
 
 use super::{
-    Config, Fence, assign,
+    Config, Fence, Gone, assign,
+    claim::{Claimed, claim, reason, release, without_checkpoints},
+    gone,
     heart::{self, Pulse},
     nudge::back_off,
     wanted,
@@ -14,7 +16,7 @@ use super::{
 use crate::{
     cell::{
         Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Name, Nudge, Role, Session, SessionId, SessionState,
-        ShardRef, StoreError, TriggerRecord, Written, chain, clock,
+        ShardRef, StoreError, TriggerId, TriggerRecord, Written, chain, clock,
     },
     metrics,
     store::Presence,
@@ -82,6 +84,8 @@ pub struct View {
     pub grants: Arc<Grants>,
     /// The group's triggers, as last read.
     pub triggers: Arc<[TriggerRecord]>,
+    /// Those that this worker works for, or did, and that were not among them.
+    pub gone: Arc<BTreeMap<TriggerId, Gone>>,
     /// The session under which it works.
     pub session: Option<SessionId>,
     /// The leases were read, and assignment counts with this worker.
@@ -92,6 +96,15 @@ pub struct View {
     pub workers: usize,
     /// Shards that cannot be worked on, with the reason.
     pub stopped: BTreeMap<ShardRef, String>,
+}
+
+impl View {
+    /// Whether a name means a trigger that this worker worked for until it was retired.
+    #[must_use]
+    pub fn is_retired(&self, name: &Name) -> bool {
+        let was = |gone: &Gone| matches!(gone, Gone::Retired(record) if record.goes_by(name));
+        self.gone.values().any(was) && !self.triggers.iter().any(|record| record.goes_by(name))
+    }
 }
 
 /// How a shard task ended.
@@ -113,6 +126,7 @@ pub struct Coordinator {
     presence: Option<Presence>,
     identity: Identity,
     sources: Vec<Datastore>,
+    working_for: watch::Receiver<BTreeSet<TriggerId>>,
     fence: Fence,
     view: watch::Sender<View>,
     ended: mpsc::UnboundedReceiver<EndedShard>,
@@ -127,8 +141,9 @@ enum Over {
 }
 
 impl Coordinator {
-    /// Not started. `sources` are the datastores that this worker can tail; of these, the group shares the shards of those
-    /// that a registered trigger tails.
+    /// Not started. `sources` are the datastores that this worker can tail; of these, the group shares the shards of
+    /// those that a registered trigger tails. `working_for` are the triggers that it calls: it is told which of them
+    /// are gone.
     #[must_use]
     pub fn new(
         config: Config,
@@ -136,11 +151,12 @@ impl Coordinator {
         presence: Option<Presence>,
         identity: Identity,
         sources: Vec<Datastore>,
+        working_for: watch::Receiver<BTreeSet<TriggerId>>,
     ) -> (Self, watch::Receiver<View>, mpsc::UnboundedSender<EndedShard>) {
         let (view, receiver) = watch::channel(View::default());
         let (sender, ended) = mpsc::unbounded_channel();
         let fence = Fence::default();
-        (Self { config, ledger, presence, identity, sources, fence, view, ended }, receiver, sender)
+        (Self { config, ledger, presence, identity, sources, working_for, fence, view, ended }, receiver, sender)
     }
 
     /// Fencing from the inside, for all that act for this worker.
@@ -259,6 +275,7 @@ struct Tenure<'a> {
     resting: BTreeMap<ShardRef, Instant>,
     stopped: BTreeMap<ShardRef, String>,
     triggers: Arc<[TriggerRecord]>,
+    gone: Arc<BTreeMap<TriggerId, Gone>>,
     look: u64,
     next_reading: Instant,
     next_sweep: Instant,
@@ -299,6 +316,7 @@ impl<'a> Tenure<'a> {
             resting: BTreeMap::new(),
             stopped: BTreeMap::new(),
             triggers: Arc::new([]),
+            gone: Arc::default(),
             look: 0,
             next_reading: now,
             next_sweep: now,
@@ -528,7 +546,10 @@ impl<'a> Tenure<'a> {
 
     async fn read_leases(&mut self) -> Result<(), StoreError> {
         let tailed_before: Vec<bool> = self.home.sources.iter().map(|source| self.is_tailed(source)).collect();
+        // Noted before the reading: whoever is worked for by now is registered, or was.
+        let mine = self.home.working_for.borrow().clone();
         self.triggers = self.home.ledger.triggers().await?.into();
+        self.gone = gone::look(&*self.home.ledger, &mine, &self.triggers, &self.gone).await?;
         let tailed: Vec<bool> = self.home.sources.iter().map(|source| self.is_tailed(source)).collect();
         if tailed != tailed_before {
             self.replan();
@@ -800,6 +821,7 @@ impl<'a> Tenure<'a> {
             let moved = view.grants.len() != self.held.len() || !view.grants.values().zip(self.held.values()).all(same);
             let changed = moved
                 || view.triggers != self.triggers
+                || view.gone != self.gone
                 || view.session.as_ref() != Some(&self.me)
                 || view.stopped != self.stopped
                 || (view.counted, view.wanted, view.workers)
@@ -810,6 +832,7 @@ impl<'a> Tenure<'a> {
                     view.grants = Arc::new(grants.collect());
                 }
                 view.triggers = self.triggers.clone();
+                view.gone = self.gone.clone();
                 view.session = Some(self.me.clone());
                 view.counted = counted;
                 view.wanted = self.wanted.len();
@@ -818,71 +841,6 @@ impl<'a> Tenure<'a> {
             }
             changed
         });
-    }
-}
-
-enum Claimed {
-    Held(Lease),
-    Taken(Option<Lease>),
-    Unknown,
-}
-
-/// Sends one claim until it is accepted or refused. The condition makes a repeat harmless; a refusal that shows this session
-/// at the next epoch means that an earlier copy was accepted.
-async fn claim(
-    ledger: &Arc<dyn Ledger>,
-    fence: &Fence,
-    source: &Datastore,
-    shard: &ShardRef,
-    me: &SessionId,
-    seen: Option<&Lease>,
-) -> Claimed {
-    let next = Epoch(seen.map_or(0, |lease| lease.epoch.0) + 1);
-    let mut failures = 0;
-    let mut sent = false;
-    while fence.is_safe() {
-        match ledger.claim(shard, &source.incarnation, me, seen).await {
-            Ok(Answer::Accepted(lease)) => return Claimed::Held(lease),
-            Ok(Answer::Refused(Some(lease))) if sent && lease.owner.as_ref() == Some(me) && lease.epoch == next => {
-                return Claimed::Held(lease);
-            }
-            Ok(Answer::Refused(lease)) => return Claimed::Taken(lease),
-            Err(error) => {
-                sent |= !error.kind.not_applied();
-                failures += 1;
-                if failures > 8 {
-                    tracing::warn!(%shard, error = %chain(&error), "cannot claim");
-                    break;
-                }
-                tokio::time::sleep(back_off(Duration::from_millis(20), failures)).await;
-            }
-        }
-    }
-    Claimed::Unknown
-}
-
-fn reason(seen: Option<&Lease>, me: &SessionId) -> &'static str {
-    match seen.map(|lease| lease.owner.as_ref()) {
-        None => "new",
-        Some(None) => "handed over",
-        Some(Some(owner)) if owner == me => "claimed anew",
-        Some(Some(_)) => "owner dead",
-    }
-}
-
-fn without_checkpoints(lease: Lease) -> Lease {
-    Lease { checkpoints: BTreeMap::new(), ..lease }
-}
-
-fn release(lease: &Lease, me: &SessionId) -> LeaseWrite {
-    LeaseWrite {
-        shard: lease.shard.clone(),
-        owner: me.clone(),
-        epoch: lease.epoch,
-        seq: lease.seq + 1,
-        checkpoints: BTreeMap::new(),
-        lanes: Vec::new(),
-        release: true,
     }
 }
 

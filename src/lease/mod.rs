@@ -10,9 +10,11 @@
 //! * A worker stops by itself before others may declare it dead ([`Fence`], fencing from the inside), so that calls do not
 //!   overlap either while clocks run at about the same rate.
 
+mod claim;
 mod config;
 mod coordinator;
 mod fence;
+mod gone;
 mod heart;
 mod nudge;
 mod plan;
@@ -21,6 +23,7 @@ mod watchman;
 pub use config::Config;
 pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, View};
 pub use fence::Fence;
+pub use gone::Gone;
 pub use nudge::nudge_all;
 pub use plan::{assign, wanted};
 pub use watchman::{Findings, Watchman};

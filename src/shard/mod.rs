@@ -12,9 +12,9 @@ mod work;
 mod write;
 
 use crate::{
-    cell::{AddedId, Lane, LaneKind, Ledger, Name, Parked, SessionId, ShardRef, StoreError, TriggerRecord},
+    cell::{AddedId, Lane, LaneKind, Ledger, Name, Parked, SessionId, ShardRef, StoreError, TriggerId, TriggerRecord},
     dispatch::{Budget, Cursor, Trigger},
-    lease::{Ended, Fence, Grant},
+    lease::{Ended, Fence, Gone, Grant},
     store::Cells,
 };
 pub use news::{Follower, News};
@@ -34,6 +34,8 @@ pub struct Triggers {
     pub active: Arc<[Arc<Trigger>]>,
     /// Of the whole group.
     pub records: Arc<[TriggerRecord]>,
+    /// Those that are registered no more.
+    pub gone: Arc<BTreeMap<TriggerId, Gone>>,
 }
 
 /// Datastores whose tables are not those that the process opened, with what to do.

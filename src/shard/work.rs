@@ -10,9 +10,9 @@ use super::{
     write::{Trouble, Wrote, write},
 };
 use crate::{
-    cell::{AddedId, Epoch, Go, Lane, Lease, LeaseWrite, Parked, StoreError, TriggerRecord, chain, clock},
+    cell::{AddedId, Epoch, Go, Lane, Lease, LeaseWrite, Parked, StoreError, TriggerId, TriggerRecord, chain, clock},
     dispatch::{Attempted, Cursor, Next, Now, Pages, Trigger, attempt},
-    lease::{Ended, Grant},
+    lease::{Ended, Gone, Grant},
     metrics,
     store::segment,
     tail::{Entry, Run, TailError, run},
@@ -64,11 +64,33 @@ struct Held {
     asked: bool,
     /// Its trigger was changed or taken away: it finishes what is in flight, writes, and goes.
     leaving: bool,
+    /// Its trigger was retired: it is leaving, and nothing more is written for it.
+    retired: bool,
 }
 
 impl Held {
+    fn new(cursor: Cursor) -> Self {
+        Self { cursor, asked: false, leaving: false, retired: false }
+    }
+
+    /// Takes the triggers as they are now.
+    fn follow(&mut self, wanted: &[Arc<Trigger>], records: &[TriggerRecord], gone: &BTreeMap<TriggerId, Gone>) {
+        let trigger = self.cursor.trigger();
+        let id = &trigger.record.id;
+        self.retired = matches!(gone.get(id), Some(Gone::Retired(_)));
+        self.leaving = self.retired || !wanted.iter().any(|wanted| Arc::ptr_eq(wanted, trigger));
+        if let Some(record) = records.iter().find(|record| record.id == *id) {
+            self.cursor.follow(record);
+        }
+    }
+
     fn is_idle(&self) -> bool {
-        self.cursor.in_flight() == 0 && self.cursor.is_clean()
+        self.cursor.in_flight() == 0 && self.is_written()
+    }
+
+    /// Whether nothing of it is to be written.
+    fn is_written(&self) -> bool {
+        self.retired || self.cursor.is_clean()
     }
 }
 
@@ -80,6 +102,7 @@ pub(super) struct Work {
     /// The triggers that shall be at work here.
     wanted: Vec<Arc<Trigger>>,
     records: Arc<[TriggerRecord]>,
+    gone: Arc<BTreeMap<TriggerId, Gone>>,
     /// With the checkpoints of those triggers that are not at work here.
     lease: Lease,
     epoch: Epoch,
@@ -145,6 +168,7 @@ impl Work {
             triggers,
             wanted: Vec::new(),
             records: Arc::new([]),
+            gone: Arc::default(),
             epoch: lease.epoch,
             seq: lease.seq,
             lease,
@@ -258,14 +282,13 @@ impl Work {
 
     /// Takes the triggers as they are now.
     fn follow(&mut self) {
-        let Triggers { active, records } = self.triggers.get();
+        let Triggers { active, records, gone } = self.triggers.get();
         let mine = active.iter().filter(|trigger| trigger.config.source == self.home.shard.source);
         self.wanted = mine.cloned().collect();
-        self.records = records;
+        (self.records, self.gone) = (records, gone);
         self.start_rests = None;
         for held in self.cursors.values_mut() {
-            held.leaving = !self.wanted.iter().any(|trigger| Arc::ptr_eq(trigger, held.cursor.trigger()));
-            follow(&mut held.cursor, &self.records);
+            held.follow(&self.wanted, &self.records, &self.gone);
         }
     }
 
@@ -335,7 +358,7 @@ impl Work {
         if busy && late && !std::mem::replace(&mut self.late_told, true) {
             tracing::warn!(shard = %self.home.shard, "calls still run at the drain deadline: they will be made again");
         }
-        if (!busy || late) && !self.booking && self.cursors.values().all(|held| held.cursor.is_clean()) {
+        if (!busy || late) && !self.booking && self.cursors.values().all(Held::is_written) {
             self.start_write(true);
         }
     }
@@ -346,7 +369,7 @@ impl Work {
             let at_once = held.leaving || self.give_by.is_some();
             held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
         };
-        self.cursors.values().filter_map(due).min()
+        self.cursors.values().filter(|held| !held.retired).filter_map(due).min()
     }
 
     /// When to turn the loop although nothing happened.
@@ -626,7 +649,7 @@ impl Work {
         };
         self.written.clear();
         for (number, held) in &mut self.cursors {
-            if held.cursor.is_clean() && !release {
+            if held.retired || held.cursor.is_clean() && !release {
                 continue;
             }
             let (checkpoint, lanes) = held.cursor.fill(room);
@@ -725,12 +748,12 @@ impl Work {
             Ok(cursors) => {
                 self.start_failures = 0;
                 self.start_error = None;
-                for mut cursor in cursors {
+                for cursor in cursors {
                     self.lease.checkpoints.remove(&cursor.trigger().record.id);
-                    follow(&mut cursor, &self.records);
-                    let leaving = !self.wanted.iter().any(|trigger| Arc::ptr_eq(trigger, cursor.trigger()));
+                    let mut held = Held::new(cursor);
+                    held.follow(&self.wanted, &self.records, &self.gone);
                     self.next_number += 1;
-                    self.cursors.insert(self.next_number, Held { cursor, asked: false, leaving });
+                    self.cursors.insert(self.next_number, held);
                 }
                 if self.lease.checkpoints.is_empty() {
                     // An emptied map keeps its memory.
@@ -800,12 +823,6 @@ fn now() -> Now {
 /// A rest that doubles with each failure in a row.
 fn rest(failures: u32) -> Duration {
     RESTS.0.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(RESTS.1)
-}
-
-fn follow(cursor: &mut Cursor, records: &[TriggerRecord]) {
-    if let Some(record) = records.iter().find(|record| record.id == cursor.trigger().record.id) {
-        cursor.follow(record);
-    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -235,6 +235,7 @@ mod tests {
         let record = TriggerRecord {
             id: TriggerId::random(),
             name: name("late"),
+            formerly: std::collections::BTreeSet::new(),
             source: name("trips"),
             incarnation: Incarnation::random(),
             state: TriggerState::Active,
@@ -270,6 +271,7 @@ mod tests {
             let record = TriggerRecord {
                 id: TriggerId::random(),
                 name: name(text),
+                formerly: Default::default(),
                 source: name(source),
                 incarnation: Incarnation::random(),
                 state: TriggerState::Active,

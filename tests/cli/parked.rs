@@ -161,6 +161,7 @@ async fn with_parked(dynamo: &Dynamo, shards: u32, in_shards: u32, each: u64) ->
     let record = TriggerRecord {
         id: TriggerId::random(),
         name: Name::new("bill").unwrap(),
+        formerly: std::collections::BTreeSet::new(),
         source: trips.clone(),
         incarnation: Incarnation::random(),
         state: TriggerState::Active,

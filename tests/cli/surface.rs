@@ -79,8 +79,13 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
         let help = home.run(&["parked", verb, "--help"]).done().stdout;
         assert!(help.contains("\nExample") && help.contains(&format!("  cellhook parked {verb}")), "{help}");
     }
-    for words in [["triggers", "pause"], ["triggers", "resume"]] {
-        home.run(&[words[0], words[1], "--help"]).done();
+    for verb in ["list", "show", "pause", "resume", "rename", "retire"] {
+        let help = home.run(&["triggers", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook triggers {verb}")), "{help}");
+    }
+    for verb in ["list", "show"] {
+        let help = home.run(&["shards", verb, "--help"]).done().stdout;
+        assert!(help.contains(&format!("Example:\n  cellhook shards {verb}")), "{help}");
     }
     for verb in ["show", "rewind", "skip"] {
         let help = home.run(&["checkpoint", verb, "--help"]).done().stdout;
@@ -174,7 +179,15 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("get", &["get", "trips", "row"]);
     holds("tail", &["tail", "trips"]);
     holds("shards", &["shards"]);
+    holds("shards show", &["shards", "show", "trips", "0"]);
     holds("triggers", &["triggers"]);
+    holds("triggers show", &["triggers", "show", "bill"]);
+    holds("triggers pause --shard", &["triggers", "pause", "bill", "--shard", "0", "--reason", "x"]);
+    holds("triggers pause --shard", &["triggers", "resume", "bill", "--shard", "0"]);
+    holds("triggers", &["triggers", "rename", "bill", "charge"]);
+    holds("triggers", &["triggers", "rename", "charge", "bill"]);
+    holds("triggers retire", &["triggers", "retire", "charge", "--dry-run"]);
+    holds("triggers retire", &["triggers", "retire", "bill", "--force", "--dry-run"]);
     holds("workers", &["workers"]);
     let id = home.run(&["workers", "--json"]).done().objects()[0]["id"].as_str().unwrap().to_owned();
     holds("workers show", &["workers", "show", &id]);

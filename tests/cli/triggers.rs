@@ -121,3 +121,179 @@ fn a_skipped_cell_holds_up_nobody() {
     let late = put("hang");
     assert_eq!(skip(&late, &["--yes"]).done().objects()[0]["to"], late["added_id"], "without a worker too");
 }
+
+/// The config of [`Home::with_trigger`] with the trigger under these names.
+fn config_of(triggers: &[(&str, &str)]) -> String {
+    let tables = triggers.iter().map(|(name, trigger)| format!("[triggers.{name}]\nsource = \"trips\"\n{trigger}"));
+    format!(
+        "[store]\nkind = \"embedded\"\n[datastores.trips]\nshards = 4\n[metrics]\nlisten = \"127.0.0.1:0\"\n\
+         [worker]\nheartbeat = \"200ms\"\nsession = \"2s\"\ndrain_deadline = \"20s\"\n{}",
+        tables.collect::<String>()
+    )
+}
+
+/// A handler that leaves a line for each call in a file.
+fn counting() -> String {
+    shell("echo called >> out")
+}
+
+fn calls(home: &Home) -> usize {
+    fs::read_to_string(home.path("out")).unwrap_or_default().lines().count()
+}
+
+/// Rows that fall on each of the four shards.
+fn put_rows(home: &Home, from: usize, to: usize) {
+    let cell = |i| format!("{{\"row_key\":\"row {i}\",\"column\":\"NOTE\",\"body\":{i}}}\n");
+    home.run_with(&["put", "trips", "--file", "-"], &(from..to).map(cell).collect::<String>()).done();
+}
+
+#[test]
+fn one_shard_is_paused_and_resumed_by_itself() {
+    let home = Home::with_trigger(&counting());
+    home.run(&["init"]).done();
+    home.run(&["triggers", "pause", "bill", "--shard", "0", "--reason", "x"]).ended(4).says("no trigger bill");
+    let mut worker = home.worker();
+    put_rows(&home, 0, 20);
+    home.until(&["shards"], lag_is_gone);
+    home.until(&["shards"], |_| calls(&home) == 20);
+    let show = |home: &Home| home.run(&["triggers", "show", "bill", "--json"]).done().objects().remove(0);
+    let shards = |shown: &Value| shown["shards"].as_array().unwrap().clone();
+    let held =
+        |shards: &[Value]| shards[0]["shards"].as_array().unwrap().iter().all(|shard| shard["owner"].is_string());
+    for shard in ["1", "2"] {
+        let words = ["triggers", "pause", "bill", "--shard", shard, "--reason", "bad rows", "--json"];
+        assert_eq!(home.run(&words).done().objects()[0]["status"], "paused");
+        assert_eq!(home.run(&words).done().objects()[0]["status"], "unchanged");
+    }
+    home.until(&["triggers", "show", "bill"], held);
+    let shown = show(&home);
+    assert_eq!((&shown["state"], &shown["reason"], &shown["started"]), (&json!("active"), &Value::Null, &Value::Null));
+    let paused: Vec<Value> = shards(&shown).iter().map(|shard| shard["paused"].clone()).collect();
+    assert_eq!(paused, [Value::Null, json!("bad rows"), json!("bad rows"), Value::Null]);
+    put_rows(&home, 20, 60);
+    let lags = |shards: &[Value]| -> Vec<u64> {
+        let shards = shards[0]["shards"].as_array().unwrap();
+        shards.iter().map(|shard| shard["lag_cells"].as_u64().unwrap()).collect()
+    };
+    let behind = |lags: &[u64]| lags[0] == 0 && lags[3] == 0 && lags[1] > 0 && lags[2] > 0;
+    let shown = home.until(&["triggers", "show", "bill"], |shown| behind(&lags(shown)));
+    let lag: u64 = lags(&shown).iter().sum();
+    home.until(&["shards"], |_| calls(&home) == 60 - usize::try_from(lag).unwrap());
+    until(|| worker.get("/readyz").contains("bad rows")).expect("the worker knows it");
+    let text = home.run(&["triggers", "show", "bill"]).done().stdout;
+    assert!(text.contains(&format!("2 paused, 0 not started; lag {lag} cells")) && text.contains("bad rows"), "{text}");
+
+    // Without a worker too, and the other one's pause goes on.
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    let resume = |shard: &str| home.run(&["triggers", "resume", "bill", "--shard", shard, "--json"]);
+    assert_eq!(resume("1").done().objects()[0]["status"], "resumed");
+    assert_eq!(resume("1").done().objects()[0]["status"], "unchanged");
+    resume("9").ended(2).says("its shards are 0 to 3");
+    let _worker = home.worker();
+    let wanted = |lags: &[u64]| lags[1] == 0 && lags[2] > 0;
+    home.until(&["triggers", "show", "bill"], |shown| held(shown) && wanted(&lags(shown)));
+    // A resume of the whole trigger ends the pauses of its shards.
+    home.run(&["triggers", "pause", "bill", "--reason", "all of it"]).done();
+    resume("2").done().says("the whole trigger is still paused: all of it");
+    let again = ["triggers", "pause", "bill", "--shard", "2", "--reason", "again"];
+    home.run(&again).done();
+    home.run(&["triggers", "resume", "bill"]).done();
+    home.until(&["shards"], lag_is_gone);
+    home.until(&["shards"], |_| calls(&home) == 60);
+    assert!(shards(&show(&home)).iter().all(|shard| shard["paused"].is_null()));
+    home.run(&["triggers", "show", "none"]).ended(4);
+}
+
+#[test]
+fn a_renamed_trigger_goes_on_whatever_name_the_config_says() {
+    let home = Home::with(&config_of(&[("bill", &counting())]));
+    let worker = home.worker();
+    put_rows(&home, 0, 10);
+    home.until(&["shards"], |_| calls(&home) == 10);
+    let id = home.run(&["triggers", "--json"]).done().objects()[0]["id"].clone();
+    home.run(&["triggers", "rename", "bill", "bill"]).ended(2);
+    home.run(&["triggers", "rename", "none", "charge"]).ended(4);
+    let renamed = home.run(&["triggers", "rename", "bill", "charge", "--json"]).done().says("says bill").objects();
+    let wanted = (&json!("charge"), &id, &json!(["bill"]));
+    assert_eq!((&renamed[0]["name"], &renamed[0]["id"], &renamed[0]["formerly"]), wanted);
+    assert_eq!(
+        home.run(&["triggers", "rename", "bill", "charge", "--json"]).done().objects(),
+        renamed,
+        "once is enough"
+    );
+    home.run(&["triggers", "rename", "bill", "other"]).ended(2).says("it is charge by now");
+    worker.hears("this trigger was renamed");
+    put_rows(&home, 10, 20);
+    home.until(&["checkpoint", "show", "charge"], |shards| sum(shards, "lag_cells") == 0);
+    home.until(&["shards"], |_| calls(&home) == 20);
+    assert!(worker.get("/readyz").starts_with("HTTP/1.1 200"), "{}", worker.get("/readyz"));
+    // Killed, and started with the old name: it is the same trigger.
+    drop(worker);
+    let mut worker = home.worker();
+    worker.hears("this trigger was renamed");
+    put_rows(&home, 20, 30);
+    home.until(&["checkpoint", "show", "bill"], |shards| sum(shards, "lag_cells") == 0);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
+    assert!(calls(&home) == 30, "{} calls", calls(&home));
+    home.write(&config_of(&[("bill", LOG), ("charge", LOG)]));
+    home.run(&["run"]).ended(2).says("trigger bill was renamed to charge, and the config has both");
+    home.write(&config_of(&[("charge", &counting()), ("late", LOG)]));
+    let _worker = home.worker();
+    home.until(&["triggers"], |triggers| triggers.len() == 2);
+    home.run(&["triggers", "rename", "charge", "late"]).ended(3).says("there is a trigger late already");
+    home.run(&["triggers", "rename", "late", "bill"]).ended(3).says("bill is a former name of charge");
+    put_rows(&home, 30, 40);
+    home.until(&["checkpoint", "show", "charge"], |shards| sum(shards, "lag_cells") == 0);
+    home.until(&["shards"], |_| calls(&home) == 40);
+
+    // The old name is given up by itself.
+    home.run(&["triggers", "retire", "bill"]).ended(2).says("say --yes");
+    home.run(&["triggers", "retire", "bill", "--dry-run"]).done().says("would be done: bill is free then");
+    let freed = home.run(&["triggers", "retire", "bill", "--yes", "--json"]).done().says("charge goes on").objects();
+    assert_eq!((&freed[0]["name"], &freed[0]["status"]), (&json!("bill"), &json!("freed")));
+    let triggers = home.run(&["triggers", "--json"]).done().objects();
+    assert_eq!((&triggers[0]["id"], &triggers[0]["formerly"]), (&id, &json!([])));
+    home.run(&["triggers", "show", "bill"]).ended(4);
+}
+
+#[test]
+fn a_retired_trigger_is_over() {
+    let home = Home::with(&config_of(&[("bill", &counting()), ("bad", &shell("exit 65"))]));
+    let worker = home.worker();
+    put_rows(&home, 0, 20);
+    home.until(&["parked"], |parked| parked.len() == 20);
+    home.until(&["shards"], |_| calls(&home) == 20);
+    let retire = |more: &[&str]| home.run(&[&["triggers", "retire", "bad", "--json"], more].concat());
+    retire(&["--yes"]).ended(2).says("still names bad").says("--force");
+    home.write(&config_of(&[("bill", &counting())]));
+    let refused = retire(&["--yes"]).ended(3).says("20 cells of it lie parked").objects();
+    assert_eq!((&refused[0]["status"], &refused[0]["parked"]["dead"]), (&json!("refused"), &json!(20)));
+    retire(&["--drop-parked"]).ended(2).says("say --yes");
+    let would =
+        retire(&["--drop-parked", "--dry-run"]).done().says("would be done: bad is never called again").objects();
+    assert_eq!((&would[0]["status"], &would[0]["lag_cells"]), (&Value::Null, &json!(0)));
+    assert_eq!(home.run(&["parked", "--json"]).done().objects().len(), 20, "nothing was done");
+    // The worker still has it in the config that it read.
+    let retired = retire(&["--drop-parked", "--yes"]).done().says("20 dead").objects();
+    assert_eq!(retired[0]["status"], "retired");
+    worker.hears("this trigger was retired");
+    assert_eq!(home.run(&["parked", "--json"]).done().objects(), Vec::<Value>::new());
+    retire(&["--yes"]).ended(4).says("no trigger bad");
+    let metrics = || worker.get("/metrics");
+    until(|| !metrics().contains("trigger=\"bad\"} 0")).unwrap_or_else(|| panic!("{}", metrics()));
+    put_rows(&home, 20, 40);
+    home.until(&["checkpoint", "show", "bill"], |shards| sum(shards, "lag_cells") == 0);
+    home.until(&["shards"], |_| calls(&home) == 40);
+    assert_eq!(home.run(&["parked", "--json"]).done().objects(), Vec::<Value>::new(), "it was not called");
+    // By force, under a config that names it: the next start registers it anew.
+    home.run(&["triggers", "retire", "bill", "--yes"]).ended(2).says("still names bill");
+    let id = home.run(&["triggers", "--json"]).done().objects()[0]["id"].clone();
+    home.run(&["triggers", "retire", "bill", "--yes", "--force"]).done();
+    assert_eq!(home.run(&["triggers", "--json"]).done().objects(), Vec::<Value>::new());
+    drop(worker);
+    let _worker = home.worker();
+    home.until(&["shards"], |_| calls(&home) == 80);
+    assert_ne!(home.run(&["triggers", "--json"]).done().objects()[0]["id"], id);
+}

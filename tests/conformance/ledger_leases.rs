@@ -23,6 +23,7 @@ cases! {
     a_release_removes_the_owner
     a_write_without_a_lease_is_refused
     an_operator_sets_one_checkpoint_and_fences_the_owner
+    what_an_owner_stored_after_an_operators_look_is_not_undone
     thirty_two_triggers_fit_one_write
 }
 
@@ -252,25 +253,45 @@ async fn an_operator_sets_one_checkpoint_and_fences_the_owner(fixture: Arc<dyn F
     let ledger = fixture.ledger().await;
     let shard = shard("trips", 3);
     let trigger = TriggerId::from_stored("a");
-    assert_eq!(refused(ledger.operate(&shard, Epoch(1), &trigger, &at(1)).await.unwrap()), None);
-
     let lease = accepted(claim(&ledger, &shard, "me", None).await);
+    let absent = Lease { shard: self::shard("trips", 4), ..lease.clone() };
+    assert_eq!(refused(ledger.operate(&absent, &trigger, &at(1)).await.unwrap()), None);
+
     let write = LeaseWrite { checkpoints: points([("a", at(10)), ("b", at(20))]), ..next(&lease) };
     let lease = written(&ledger, &write).await;
     for stale in [0, 2] {
-        let answer = ledger.operate(&shard, Epoch(stale), &trigger, &at(3)).await.unwrap();
+        let seen = Lease { epoch: Epoch(stale), ..lease.clone() };
+        let answer = ledger.operate(&seen, &trigger, &at(3)).await.unwrap();
         assert_eq!(refused(answer), Some(lease.clone()));
     }
-    let after = accepted(ledger.operate(&shard, Epoch(1), &trigger, &at(3)).await.unwrap());
-    assert_eq!((after.epoch, &after.owner), (Epoch(2), &None));
+    let after = accepted(ledger.operate(&lease, &trigger, &at(3)).await.unwrap());
+    assert_eq!((after.epoch, after.seq, &after.owner), (Epoch(2), 0, &None));
     assert_eq!(after.checkpoints, points([("a", at(3)), ("b", at(20))]), "a rewind may go back, of one trigger");
     let late = LeaseWrite { checkpoints: points([("a", at(11))]), ..next(&lease) };
     assert_eq!(unwritten(&ledger, &late).await, Some(after.clone()));
 
-    let unheld = accepted(ledger.operate(&shard, Epoch(2), &TriggerId::from_stored("c"), &at(1)).await.unwrap());
+    let unheld = accepted(ledger.operate(&after, &TriggerId::from_stored("c"), &at(1)).await.unwrap());
     assert_eq!((unheld.epoch, unheld.checkpoints.len()), (Epoch(3), 3), "nor is an owner needed, or the trigger");
     let taken = accepted(claim(&ledger, &shard, "me", Some(&unheld)).await);
     assert_eq!((taken.epoch, taken.seq), (Epoch(4), 0));
+}
+
+async fn what_an_owner_stored_after_an_operators_look_is_not_undone(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let trigger = TriggerId::from_stored("a");
+    let seen = accepted(claim(&ledger, &shard("trips", 3), "me", None).await);
+    let write = LeaseWrite { checkpoints: points([("a", at(10))]), ..next(&seen) };
+    let moved = written(&ledger, &write).await;
+    assert_eq!(refused(ledger.operate(&seen, &trigger, &at(3)).await.unwrap()), Some(moved.clone()));
+    let other = LeaseWrite { checkpoints: points([("b", at(1))]), ..next(&moved) };
+    let later = written(&ledger, &other).await;
+    assert_eq!(
+        refused(ledger.operate(&moved, &trigger, &at(3)).await.unwrap()),
+        Some(later.clone()),
+        "whatever it was"
+    );
+    let after = accepted(ledger.operate(&later, &trigger, &at(3)).await.unwrap());
+    assert_eq!(refused(ledger.operate(&later, &trigger, &at(5)).await.unwrap()), Some(after), "nor another operator's");
 }
 
 async fn thirty_two_triggers_fit_one_write(fixture: Arc<dyn Fixture>) {

@@ -3,7 +3,7 @@
 use super::ledger_sessions::{accepted, refused};
 use super::{Fixture, cases};
 use cellhook::cell::{AddedId, Answer, Incarnation, Name, TriggerId, TriggerRecord, TriggerState};
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::task::JoinSet;
 
 cases! {
@@ -11,6 +11,10 @@ cases! {
     an_update_needs_the_revision_that_it_saw
     every_state_and_start_comes_back
     retiring_frees_the_name
+    a_renamed_trigger_keeps_its_former_names
+    a_name_that_is_taken_is_given_to_nobody
+    a_former_name_is_freed_by_itself_or_with_its_trigger
+    of_renames_at_the_same_time_one_wins
     of_registrations_at_the_same_time_one_wins
 }
 
@@ -18,6 +22,7 @@ fn record(id: &str, name: &str) -> TriggerRecord {
     TriggerRecord {
         id: TriggerId::from_stored(id),
         name: Name::new(name).unwrap(),
+        formerly: BTreeSet::new(),
         source: Name::new("trips").unwrap(),
         incarnation: Incarnation::from_stored("inc"),
         state: TriggerState::Active,
@@ -83,6 +88,8 @@ async fn retiring_frees_the_name(fixture: Arc<dyn Fixture>) {
     let after = accepted(ledger.update_trigger(&retired).await.unwrap());
     assert_eq!(after, TriggerRecord { revision: 2, ..retired.clone() });
     assert_eq!(ledger.triggers().await.unwrap(), []);
+    assert_eq!(ledger.retired(&after.id).await.unwrap(), Some(after.clone()), "by its id it is still known");
+    assert_eq!(ledger.retired(&TriggerId::from_stored("t2")).await.unwrap(), None);
     assert_eq!(refused(ledger.update_trigger(&retired).await.unwrap()), None, "its name is empty now");
 
     let second = record("t2", "bill");
@@ -108,4 +115,113 @@ async fn of_registrations_at_the_same_time_one_wins(fixture: Arc<dyn Fixture>) {
             .into_iter()
             .all(|answer| matches!(answer, Answer::Accepted(won) | Answer::Refused(Some(won)) if won == stored))
     );
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn names<const N: usize>(texts: [&str; N]) -> BTreeSet<Name> {
+    texts.map(name).into()
+}
+
+async fn a_renamed_trigger_keeps_its_former_names(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let start = Some([AddedId(4), AddedId(0)].into());
+    let first = TriggerRecord { start, generation: 3, ..record("t1", "a") };
+    let first = accepted(ledger.register(&first).await.unwrap());
+    let second = accepted(ledger.rename_trigger(&first, &name("b")).await.unwrap());
+    let wanted = TriggerRecord { name: name("b"), formerly: names(["a"]), revision: 2, ..first.clone() };
+    assert_eq!(second, wanted);
+    assert_eq!(ledger.triggers().await.unwrap(), std::slice::from_ref(&second), "under one name only");
+    assert_eq!(refused(ledger.register(&record("t2", "a")).await.unwrap()), None, "nobody takes a former name");
+    assert_eq!(refused(ledger.register(&record("t2", "b")).await.unwrap()), Some(second.clone()));
+    assert_eq!(refused(ledger.rename_trigger(&first, &name("b")).await.unwrap()), None, "a late copy");
+    assert_eq!(refused(ledger.rename_trigger(&first, &name("c")).await.unwrap()), None, "it is not there any more");
+    assert_eq!(refused(ledger.update_trigger(&first).await.unwrap()), None);
+
+    let third = accepted(ledger.rename_trigger(&second, &name("c")).await.unwrap());
+    assert_eq!((&third.name, &third.formerly), (&name("c"), &names(["a", "b"])));
+    let back = accepted(ledger.rename_trigger(&third, &name("a")).await.unwrap());
+    assert_eq!((&back.name, &back.formerly, back.revision), (&name("a"), &names(["b", "c"]), 4));
+    assert_eq!(
+        refused(ledger.rename_trigger(&first, &name("d")).await.unwrap()),
+        Some(back.clone()),
+        "an old revision"
+    );
+    let paused = TriggerState::Paused { reason: "full".into() };
+    let paused = accepted(ledger.update_trigger(&TriggerRecord { state: paused, ..back }).await.unwrap());
+    assert_eq!(paused.formerly, names(["b", "c"]));
+    assert_eq!(ledger.triggers().await.unwrap(), [paused]);
+}
+
+async fn a_name_that_is_taken_is_given_to_nobody(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let a = accepted(ledger.register(&record("t1", "a")).await.unwrap());
+    let b = accepted(ledger.register(&record("t2", "b")).await.unwrap());
+    assert_eq!(refused(ledger.rename_trigger(&a, &name("b")).await.unwrap()), None, "another has it");
+    assert_eq!(refused(ledger.rename_trigger(&a, &name("a")).await.unwrap()), None, "it has it");
+    let b = accepted(ledger.rename_trigger(&b, &name("c")).await.unwrap());
+    assert_eq!(refused(ledger.rename_trigger(&a, &name("b")).await.unwrap()), None, "another had it");
+    let stranger = TriggerRecord { id: TriggerId::from_stored("t9"), ..a.clone() };
+    assert_eq!(refused(ledger.rename_trigger(&stranger, &name("d")).await.unwrap()), Some(a.clone()));
+    assert_eq!(refused(ledger.rename_trigger(&record("t1", "e"), &name("d")).await.unwrap()), None, "it is not there");
+    let mut all = ledger.triggers().await.unwrap();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(all, [a, b]);
+}
+
+async fn a_former_name_is_freed_by_itself_or_with_its_trigger(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let mut record_now = accepted(ledger.register(&record("t1", "a")).await.unwrap());
+    for to in ["b", "c", "d"] {
+        record_now = accepted(ledger.rename_trigger(&record_now, &name(to)).await.unwrap());
+    }
+    assert_eq!(refused(ledger.free_name(&record_now, &name("d")).await.unwrap()), None, "it is its name");
+    assert_eq!(refused(ledger.free_name(&record_now, &name("x")).await.unwrap()), None);
+    let stale = TriggerRecord { revision: 1, ..record_now.clone() };
+    assert_eq!(refused(ledger.free_name(&stale, &name("b")).await.unwrap()), Some(record_now.clone()));
+    let without = accepted(ledger.free_name(&record_now, &name("b")).await.unwrap());
+    assert_eq!(without, TriggerRecord { formerly: names(["a", "c"]), revision: 5, ..record_now });
+    assert_eq!(ledger.triggers().await.unwrap(), std::slice::from_ref(&without));
+    accepted(ledger.register(&record("t2", "b")).await.unwrap());
+    assert_eq!(refused(ledger.register(&record("t3", "a")).await.unwrap()), None);
+
+    let retired = TriggerRecord { state: TriggerState::Retired, ..without };
+    let retired = accepted(ledger.update_trigger(&retired).await.unwrap());
+    assert_eq!(ledger.retired(&retired.id).await.unwrap(), Some(retired));
+    for (id, free) in [("t4", "a"), ("t5", "c"), ("t6", "d")] {
+        accepted(ledger.register(&record(id, free)).await.unwrap());
+    }
+    assert_eq!(ledger.triggers().await.unwrap().len(), 4);
+}
+
+async fn of_renames_at_the_same_time_one_wins(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let first = accepted(ledger.register(&record("t1", "a")).await.unwrap());
+    let mut race = JoinSet::new();
+    for at in 0..8 {
+        let (ledger, first) = (ledger.clone(), first.clone());
+        race.spawn(async move {
+            loop {
+                // On a server a transaction may meet another one.
+                match ledger.rename_trigger(&first, &name(&format!("n{at}"))).await {
+                    Ok(answer) => return answer,
+                    Err(error) => assert!(error.kind.may_pass(), "{error}"),
+                }
+            }
+        });
+    }
+    let answers = race.join_all().await;
+    let won: Vec<&TriggerRecord> = answers
+        .iter()
+        .filter_map(|answer| match answer {
+            Answer::Accepted(record) => Some(record),
+            Answer::Refused(_) => None,
+        })
+        .collect();
+    let stored = ledger.triggers().await.unwrap();
+    // One whose answer was lost in a conflict may have won unheard.
+    assert!(stored.len() == 1 && won.iter().all(|won| **won == stored[0]), "{won:?}, and there is {stored:?}");
+    assert_eq!(stored[0].formerly, names(["a"]));
 }

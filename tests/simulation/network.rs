@@ -355,6 +355,15 @@ impl Ledger for FarLedger {
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
         far!(self, update_trigger(record: record.clone() => &record))
     }
+    fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
+        far!(self, retired(id: id.clone() => &id))
+    }
+    fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        far!(self, rename_trigger(record: record.clone() => &record, to: to.clone() => &to))
+    }
+    fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        far!(self, free_name(record: record.clone() => &record, name: name.clone() => &name))
+    }
     fn leases<'a>(&'a self, source: &'a Name) -> Out<'a, Vec<Lease>> {
         let (network, before, name) = (self.network.clone(), self.before.clone(), source.clone());
         let leases: Out<'_, Vec<Lease>> = far!(self, leases(source: source.clone() => &source));
@@ -387,13 +396,12 @@ impl Ledger for FarLedger {
     }
     fn operate<'a>(
         &'a self,
-        shard: &'a ShardRef,
-        seen: Epoch,
+        seen: &'a Lease,
         trigger: &'a TriggerId,
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>> {
         far!(self, operate(
-            shard: shard.clone() => &shard, seen: seen => seen, trigger: trigger.clone() => &trigger,
+            seen: seen.clone() => &seen, trigger: trigger.clone() => &trigger,
             checkpoint: checkpoint.clone() => &checkpoint
         ))
     }

@@ -164,6 +164,11 @@ impl Oracle {
         Witnessed { oracle: self.clone(), row, place, repeat }
     }
 
+    /// The name by which a trigger was registered.
+    pub(super) fn registered_as(&self, id: &TriggerId) -> Name {
+        self.facts.lock().unwrap().names[id].clone()
+    }
+
     /// An operator is about to rewind.
     pub(super) fn rewound(&self, trigger: &Name, shard: ShardId) {
         self.facts.lock().unwrap().rewound.insert((trigger.clone(), shard));
@@ -338,13 +343,30 @@ impl Ledger for Oracle {
         Box::pin(async move {
             let answer = self.inner.register(record).await?;
             if let Answer::Accepted(record) = &answer {
-                self.facts.lock().unwrap().names.insert(record.id.clone(), record.name.clone());
+                let mut facts = self.facts.lock().unwrap();
+                // A renamed trigger is the same one: its config, and so its handler, go on with the name that they
+                // know.
+                if !facts.names.values().all(|name| *name != record.name) {
+                    facts
+                        .violations
+                        .push(format!("{} is registered anew, and would be called from the start", record.name));
+                }
+                facts.names.insert(record.id.clone(), record.name.clone());
             }
             Ok(answer)
         })
     }
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
         self.inner.update_trigger(record)
+    }
+    fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
+        self.inner.retired(id)
+    }
+    fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        self.inner.rename_trigger(record, to)
+    }
+    fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        self.inner.free_name(record, name)
     }
     fn leases<'a>(&'a self, source: &'a Name) -> Out<'a, Vec<Lease>> {
         self.inner.leases(source)
@@ -378,16 +400,15 @@ impl Ledger for Oracle {
     }
     fn operate<'a>(
         &'a self,
-        shard: &'a ShardRef,
-        seen: Epoch,
+        seen: &'a Lease,
         trigger: &'a TriggerId,
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>> {
         Box::pin(async move {
-            let answer = self.inner.operate(shard, seen, trigger, checkpoint).await?;
+            let answer = self.inner.operate(seen, trigger, checkpoint).await?;
             if let Answer::Accepted(lease) = &answer {
                 let mut facts = self.facts.lock().unwrap();
-                let known = facts.leases.entry(shard.clone()).or_default();
+                let known = facts.leases.entry(seen.shard.clone()).or_default();
                 known.owner = None;
                 known.epoch = lease.epoch;
                 known.low.insert(trigger.clone(), checkpoint.low);

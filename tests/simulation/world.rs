@@ -460,11 +460,12 @@ impl World {
         let Some(trigger) = rng.choice(triggers.iter()) else { return };
         let Ok(Some(lease)) = self.oracle.lease(&shard).await else { return };
         let lane = |kind| Lane { trigger: trigger.id.clone(), shard: shard.clone(), kind };
-        let what = match rng.u8(..4) {
+        let name_then = self.oracle.registered_as(&trigger.id);
+        let what = match rng.u8(..5) {
             0 => {
                 let dead = self.oracle.parked(&lane(LaneKind::Dead), AddedId(0), 50).await.unwrap();
                 let Some(parked) = rng.choice(dead) else { return };
-                self.oracle.revived(&trigger.name, shard.shard, parked.added_id);
+                self.oracle.revived(&name_then, shard.shard, parked.added_id);
                 let revision = Parked::fresh_revision();
                 let again = Parked {
                     revision,
@@ -490,6 +491,14 @@ impl World {
                 self.oracle.operate_parked(&[LaneChange::Update(now)]).await.unwrap();
                 "an operator retries a cell now"
             }
+            3 => {
+                // To and fro: the config says the first of them all the time.
+                let names = ["", "_anew", "_again"].map(|end| Name::new(&format!("{name_then}{end}")).unwrap());
+                let others: Vec<&Name> = names.iter().filter(|name| **name != trigger.name).collect();
+                let answer = self.oracle.rename_trigger(trigger, rng.choice(others).unwrap()).await.unwrap();
+                assert!(matches!(answer, Answer::Accepted(_)), "nobody else has these names: {answer:?}");
+                "an operator renames"
+            }
             _ => {
                 let Some(checkpoint) = lease.checkpoints.get(&trigger.id) else { return };
                 let tip = self.log.tip(shard.shard).await.unwrap();
@@ -501,8 +510,8 @@ impl World {
                     dead: checkpoint.dead,
                     ..Checkpoint::default()
                 };
-                self.oracle.rewound(&trigger.name, shard.shard);
-                self.oracle.operate(&shard, lease.epoch, &trigger.id, &back).await.unwrap();
+                self.oracle.rewound(&name_then, shard.shard);
+                self.oracle.operate(&lease, &trigger.id, &back).await.unwrap();
                 "an operator rewinds"
             }
         };

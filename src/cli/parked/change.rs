@@ -346,6 +346,7 @@ mod tests {
         TriggerRecord {
             id: TriggerId::from_stored("t"),
             name: Name::new("t").unwrap(),
+            formerly: std::collections::BTreeSet::new(),
             source: Name::new("trips").unwrap(),
             incarnation: Incarnation::random(),
             state: TriggerState::Active,

@@ -1,12 +1,14 @@
 //! The trait `Ledger` over the tables of a group.
 
+mod triggers;
+
 use super::failure::{Access, Reason, failed, refused_transaction, undecodable, unreadable_after};
 use super::items::{self, Impossible, Item, n, s};
 use super::log::{PAGES_MAX, QUERY_LIMIT, endless, follow, unbuilt};
 use super::tables::GroupTables;
 use crate::cell::{
     AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Nudge, Out,
-    Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord, TriggerState, Written,
+    Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord, Written,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -193,12 +195,17 @@ impl DynamoLedger {
         found.map_err(|why| undecodable(&self.tables.control, "Query", why))
     }
 
-    async fn read_lease(&self, shard: &ShardRef) -> Result<Option<Lease>, StoreError> {
-        let get = self.client.get_item().table_name(&self.tables.control).set_key(Some(items::lease_key(shard)));
+    async fn read<T>(&self, key: Item, decode: Decode<T>) -> Result<Option<T>, StoreError> {
+        const OPERATION: &str = "GetItem";
+        let get = self.client.get_item().table_name(&self.tables.control).set_key(Some(key));
         let answer = get.consistent_read(true).send().await;
-        let answer = answer.map_err(|error| failed(Access::Read, &self.tables.control, "GetItem", error))?;
-        let lease = answer.item.map(items::lease).transpose();
-        lease.map_err(|why| undecodable(&self.tables.control, "GetItem", why))
+        let answer = answer.map_err(|error| failed(Access::Read, &self.tables.control, OPERATION, error))?;
+        let item = answer.item.map(decode).transpose();
+        item.map_err(|why| undecodable(&self.tables.control, OPERATION, why))
+    }
+
+    async fn read_lease(&self, shard: &ShardRef) -> Result<Option<Lease>, StoreError> {
+        self.read(items::lease_key(shard), items::lease).await
     }
 
     /// The update of the lease in a write by its owner.
@@ -261,31 +268,6 @@ impl DynamoLedger {
         match self.client.transact_write_items().set_transact_items(Some(actions)).send().await {
             Ok(_) => Ok(None),
             Err(error) => refused_transaction(&self.tables.control, error).map(Some),
-        }
-    }
-
-    async fn retire(&self, record: TriggerRecord, seen: u64) -> Result<Answer<TriggerRecord>, StoreError> {
-        let table = &self.tables.control;
-        let delete = Delete::builder()
-            .table_name(table)
-            .set_key(Some(items::trigger_key(&record.name)))
-            .condition_expression("#id = :id AND #revision = :seen")
-            .expression_attribute_names("#id", "id")
-            .expression_attribute_names("#revision", "revision")
-            .expression_attribute_values(":id", s(record.id.as_str()))
-            .expression_attribute_values(":seen", n(seen))
-            .return_values_on_condition_check_failure(ALL_OLD)
-            .build()
-            .map_err(|error| unbuilt(table, error))?;
-        let put = Put::builder().table_name(table).set_item(Some(items::trigger_item(&record))).build();
-        let put = put.map_err(|error| unbuilt(table, error))?;
-        let actions =
-            vec![TransactWriteItem::builder().delete(delete).build(), TransactWriteItem::builder().put(put).build()];
-        match self.transact(actions).await?.map(|reasons| reasons.into_iter().next()) {
-            None => Ok(Answer::Accepted(record)),
-            Some(Some(Reason::Refused(item))) => self.refused(item, "TransactWriteItems", items::trigger),
-            Some(Some(Reason::Other(error))) => Err(error),
-            Some(_) => Ok(Answer::Refused(None)),
         }
     }
 
@@ -363,28 +345,27 @@ impl Ledger for DynamoLedger {
     }
 
     fn triggers(&self) -> Out<'_, Vec<TriggerRecord>> {
-        Box::pin(self.all(self.scope(items::TRIGGERS).consistent_read(true), items::trigger))
+        Box::pin(self.read_triggers())
+    }
+
+    fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
+        Box::pin(self.read(items::retired_key(id), items::trigger))
     }
 
     fn register<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
-        Box::pin(self.put_if_absent(items::trigger_item(record), record.clone(), items::trigger))
+        Box::pin(self.put_trigger(record))
     }
 
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
-        Box::pin(async move {
-            let seen = record.revision;
-            let next = TriggerRecord { revision: seen + 1, ..record.clone() };
-            if next.state == TriggerState::Retired {
-                return self.retire(next, seen).await;
-            }
-            let condition = Change::default()
-                .name("#id", "id")
-                .name("#revision", "revision")
-                .value(":id", s(record.id.as_str()))
-                .value(":seen", n(seen))
-                .on("#id = :id AND #revision = :seen");
-            self.put(items::trigger_item(&next), condition, next, items::trigger).await
-        })
+        Box::pin(self.change_trigger(record))
+    }
+
+    fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        Box::pin(self.rename(record, to))
+    }
+
+    fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        Box::pin(self.free(record, name))
     }
 
     fn leases<'a>(&'a self, source: &'a Name) -> Out<'a, Vec<Lease>> {
@@ -472,21 +453,23 @@ impl Ledger for DynamoLedger {
 
     fn operate<'a>(
         &'a self,
-        shard: &'a ShardRef,
-        seen: Epoch,
+        seen: &'a Lease,
         trigger: &'a TriggerId,
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>> {
-        let mut change = Change::of(items::lease_key(shard))
+        let mut change = Change::of(items::lease_key(&seen.shard))
             .name("#owner", "owner")
             .name("#epoch", "epoch")
+            .name("#seq", "seq")
             .name("#all", "checkpoints")
             .name("#trigger", trigger.as_str())
-            .value(":seen", n(seen))
-            .value(":next", n(seen.0 + 1))
+            .value(":seen", n(seen.epoch))
+            .value(":next", n(seen.epoch.0 + 1))
+            .value(":seq", n(seen.seq))
+            .value(":none", n(0))
             .value(":checkpoint", items::checkpoint_value(checkpoint))
-            .set("#all.#trigger = :checkpoint, #epoch = :next")
-            .on("#epoch = :seen");
+            .set("#all.#trigger = :checkpoint, #epoch = :next, #seq = :none")
+            .on("#epoch = :seen AND #seq = :seq");
         change.remove.push("#owner");
         Box::pin(self.update(change, items::lease))
     }

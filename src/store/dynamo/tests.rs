@@ -9,8 +9,8 @@ use super::settings::TableSettings;
 use super::tables::{DatastoreTables, GroupTables};
 use crate::cell::{
     AddedId, Answer, CellKey, Commit, Committed, Consistency, Datastore, Epoch, ErrorKind, Incarnation, Lane,
-    LaneChange, LaneKind, LeaseWrite, Ledger, Log, Millis, Name, NewCell, NewDatastore, Parked, ParkedState, Refused,
-    SCHEMA, SessionId, ShardId, ShardRef, StoreError, TriggerId,
+    LaneChange, LaneKind, Lease, LeaseWrite, Ledger, Log, Millis, Name, NewCell, NewDatastore, Parked, ParkedState,
+    Refused, SCHEMA, SessionId, ShardId, ShardRef, StoreError, TriggerId,
 };
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::{Client, config::Credentials};
@@ -147,9 +147,18 @@ async fn impossible_records_are_undecodable_for_every_reader() {
     // A write that was applied must not be taken for one that was not.
     let mut half = items::lease_key(&at);
     half.insert("epoch".into(), n(1));
+    half.insert("seq".into(), n(0));
     half.insert("checkpoints".into(), aws_sdk_dynamodb::types::AttributeValue::M(Item::new()));
     put(&store, "main.control", half).await;
-    let error = ledger.operate(&at, Epoch(1), &TriggerId::from_stored("t"), &Default::default()).await.unwrap_err();
+    let seen = Lease {
+        shard: at,
+        incarnation: Incarnation::random(),
+        owner: None,
+        epoch: Epoch(1),
+        seq: 0,
+        checkpoints: Default::default(),
+    };
+    let error = ledger.operate(&seen, &TriggerId::from_stored("t"), &Default::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unanswered, "{error}");
 }
 

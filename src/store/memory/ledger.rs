@@ -20,6 +20,9 @@ pub struct MemoryLedger {
 struct Tables {
     sessions: BTreeMap<SessionId, Session>,
     triggers: BTreeMap<Name, TriggerRecord>,
+    /// Whose former name it is.
+    former: BTreeMap<Name, TriggerId>,
+    retired: BTreeMap<TriggerId, TriggerRecord>,
     leases: BTreeMap<ShardRef, Lease>,
     lanes: BTreeMap<(Lane, AddedId), Parked>,
 }
@@ -55,6 +58,14 @@ impl Tables {
                 Answer::Accepted(session.clone())
             }
             other => Answer::Refused(other.cloned()),
+        }
+    }
+
+    /// What a change of a trigger is refused with, unless it is as it was read.
+    fn refusal(&self, record: &TriggerRecord) -> Option<Answer<TriggerRecord>> {
+        match self.triggers.get(&record.name) {
+            Some(stored) if (&stored.id, stored.revision) == (&record.id, record.revision) => None,
+            other => Some(Answer::Refused(other.cloned())),
         }
     }
 
@@ -165,29 +176,66 @@ impl Ledger for MemoryLedger {
         ready(self.tables().triggers.values().cloned().collect())
     }
 
+    fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
+        ready(self.tables().retired.get(id).cloned())
+    }
+
     fn register<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
         let mut tables = self.tables();
-        ready(match tables.triggers.get(&record.name) {
-            Some(other) => Answer::Refused(Some(other.clone())),
-            None => {
-                tables.triggers.insert(record.name.clone(), record.clone());
-                Answer::Accepted(record.clone())
-            }
-        })
+        let stored = tables.triggers.get(&record.name);
+        if stored.is_some() || tables.former.contains_key(&record.name) {
+            return ready(Answer::Refused(stored.cloned()));
+        }
+        tables.triggers.insert(record.name.clone(), record.clone());
+        ready(Answer::Accepted(record.clone()))
     }
 
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
         let mut tables = self.tables();
-        let stored = tables.triggers.get(&record.name);
-        if stored.is_none_or(|stored| (&stored.id, stored.revision) != (&record.id, record.revision)) {
-            return ready(Answer::Refused(stored.cloned()));
+        if let Some(refused) = tables.refusal(record) {
+            return ready(refused);
         }
         let after = TriggerRecord { revision: record.revision + 1, ..record.clone() };
         if after.state == TriggerState::Retired {
             tables.triggers.remove(&record.name);
+            tables.former.retain(|_, id| *id != record.id);
+            tables.retired.insert(record.id.clone(), after.clone());
         } else {
             tables.triggers.insert(record.name.clone(), after.clone());
         }
+        ready(Answer::Accepted(after))
+    }
+
+    fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        let mut tables = self.tables();
+        if *to == record.name {
+            return ready(Answer::Refused(None));
+        }
+        if let Some(refused) = tables.refusal(record) {
+            return ready(refused);
+        }
+        if tables.triggers.contains_key(to) || tables.former.get(to).is_some_and(|id| *id != record.id) {
+            return ready(Answer::Refused(None));
+        }
+        let after = record.renamed(to);
+        tables.triggers.remove(&record.name);
+        tables.former.remove(to);
+        tables.former.insert(record.name.clone(), record.id.clone());
+        tables.triggers.insert(to.clone(), after.clone());
+        ready(Answer::Accepted(after))
+    }
+
+    fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
+        let mut tables = self.tables();
+        if !record.formerly.contains(name) {
+            return ready(Answer::Refused(None));
+        }
+        if let Some(refused) = tables.refusal(record) {
+            return ready(refused);
+        }
+        let after = record.without_name(name);
+        tables.former.remove(name);
+        tables.triggers.insert(record.name.clone(), after.clone());
         ready(Answer::Accepted(after))
     }
 
@@ -235,15 +283,14 @@ impl Ledger for MemoryLedger {
 
     fn operate<'a>(
         &'a self,
-        shard: &'a ShardRef,
-        seen: Epoch,
+        seen: &'a Lease,
         trigger: &'a TriggerId,
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>> {
         let mut tables = self.tables();
-        ready(match tables.leases.get_mut(shard) {
-            Some(lease) if lease.epoch == seen => {
-                lease.epoch = Epoch(seen.0 + 1);
+        ready(match tables.leases.get_mut(&seen.shard) {
+            Some(lease) if (lease.epoch, lease.seq) == (seen.epoch, seen.seq) => {
+                lease.epoch = Epoch(seen.epoch.0 + 1);
                 lease.owner = None;
                 lease.seq = 0;
                 lease.checkpoints.insert(trigger.clone(), checkpoint.clone());

@@ -100,7 +100,7 @@ pub(crate) fn session(stored: Item) -> Decoded<Session> {
 
 // Triggers
 
-/// Key of a trigger that is not retired.
+/// Key of a trigger that is not retired, or of a former name of one.
 pub(crate) fn trigger_key(name: &Name) -> Item {
     key(TRIGGERS, name.as_str())
 }
@@ -131,6 +131,11 @@ pub(crate) fn trigger_item(record: &TriggerRecord) -> Item {
         ("generation", n(record.generation)),
         ("revision", n(record.revision)),
     ]));
+    if !record.formerly.is_empty() {
+        // There is no empty set.
+        let names = record.formerly.iter().map(ToString::to_string).collect();
+        stored.insert("formerly".into(), AttributeValue::Ss(names));
+    }
     if let Some(start) = &record.start {
         let mut packed = Vec::with_capacity(start.len() * 4);
         start.iter().for_each(|low| leb128::put(&mut packed, low.0));
@@ -165,6 +170,7 @@ pub(crate) fn trigger(stored: Item) -> Decoded<TriggerRecord> {
     Ok(TriggerRecord {
         id,
         name,
+        formerly: fields.names("formerly")?,
         source: fields.parsed("source")?,
         incarnation: Incarnation::from_stored(&fields.id("incarnation")?),
         state,
@@ -172,6 +178,51 @@ pub(crate) fn trigger(stored: Item) -> Decoded<TriggerRecord> {
         start,
         revision: fields.number("revision")?,
     })
+}
+
+/// State of an item that keeps a former name.
+pub(crate) const RENAMED: &str = "renamed";
+
+/// What keeps a former name of a trigger, so that nothing else is registered under it.
+pub(crate) fn former_item(name: &Name, of: &TriggerId) -> Item {
+    let mut stored = trigger_key(name);
+    stored.extend(item([("id", s(of.as_str())), ("state", s(RENAMED))]));
+    stored
+}
+
+/// What lies under a name.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// The trigger of that name.
+    Trigger(TriggerRecord),
+    /// The trigger that went by it.
+    Former(TriggerId),
+}
+
+impl Named {
+    /// The trigger of that name.
+    pub(crate) fn trigger(self) -> Option<TriggerRecord> {
+        match self {
+            Self::Trigger(record) => Some(record),
+            Self::Former(_) => None,
+        }
+    }
+}
+
+/// Reads what lies under a name.
+pub(crate) fn named(stored: Item) -> Decoded<Named> {
+    if stored.get("state") != Some(&s(RENAMED)) {
+        return trigger(stored).map(Named::Trigger);
+    }
+    let mut fields = Fields::new("former name", stored);
+    fields.expect_text("scope", TRIGGERS)?;
+    fields.parsed::<Name>("item")?;
+    Ok(Named::Former(TriggerId::from_stored(&fields.id("id")?)))
+}
+
+/// A trigger that is known by a former name and not by its own, or by two of its own.
+pub(crate) fn half_named(id: &TriggerId) -> Impossible {
+    Impossible { what: "trigger", reason: format!("{id} has not one item under its own name") }
 }
 
 fn unpack_lows(mut packed: &[u8]) -> Option<Vec<AddedId>> {
@@ -321,6 +372,7 @@ mod tests {
         TriggerRecord {
             id: TriggerId::from_stored("t1"),
             name: Name::new("bill_rider").unwrap(),
+            formerly: BTreeSet::from([Name::new("bill").unwrap(), Name::new("charge").unwrap()]),
             source: Name::new("trips").unwrap(),
             incarnation: Incarnation::from_stored("i1"),
             state,
@@ -347,7 +399,7 @@ mod tests {
     #[test]
     fn an_impossible_trigger_is_refused() {
         let whole = trigger_item(&example_trigger(TriggerState::Active, Some(vec![1, 300])));
-        refuses_mutilated(&whole, &["start"], trigger);
+        refuses_mutilated(&whole, &["formerly", "start"], trigger);
         assert!(reason(&whole, "reason", s("why"), trigger).contains("with reason"));
         assert!(reason(&whole, "state", s("paused"), trigger).contains("with reason None"));
         assert!(reason(&whole, "state", s("retired"), trigger).contains("scope is \"triggers\""));
@@ -355,6 +407,24 @@ mod tests {
         assert!(reason(&whole, "start", b([0x80]), trigger).contains("cut short"));
         assert!(reason(&whole, "start", b([0xff; 11]), trigger).contains("cut short"));
         assert!(reason(&whole, "source", s("A"), trigger).contains("source is \"A\""));
+    }
+
+    #[test]
+    fn a_former_name_is_no_trigger() {
+        let whole = former_item(&Name::new("bill").unwrap(), &TriggerId::from_stored("t1"));
+        assert_eq!(named(whole.clone()), Ok(Named::Former(TriggerId::from_stored("t1"))));
+        assert!(reason(&whole, "item", s("Bill"), named).contains("item is \"Bill\""));
+        assert!(reason(&whole, "id", s(""), named).contains("id is empty"));
+        assert!(reason(&whole, "scope", s(RETIRED), named).contains("scope is"));
+        let record = example_trigger(TriggerState::Active, None);
+        assert_eq!(named(trigger_item(&record)), Ok(Named::Trigger(record)));
+    }
+
+    #[test]
+    fn a_trigger_of_before_there_was_a_rename_is_read() {
+        let mut old = trigger_item(&example_trigger(TriggerState::Active, None));
+        old.remove("formerly");
+        assert_eq!(trigger(old).unwrap().formerly, BTreeSet::new());
     }
 
     fn example_lease(owner: Option<&str>) -> Lease {

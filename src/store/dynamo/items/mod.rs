@@ -9,7 +9,8 @@
 //! | `tips` | a tip | `bucket` N, `shard` N | `tip` N, `created_at` N ms, `trimmed_to` N |
 //! | `tips` | the datastore | `bucket` N = -1, `shard` N = -1 | `schema` N, `name` S, `shards` N, `incarnation` S, `hash` S, `segment_formats` NS, `groups` SS? |
 //! | `control` | a session | `scope` S `sessions`, `item` S its id | `state` S, `beat` N, `inbox` N, `parked_inbox` N, `role` S, `host` S, `pid` N, `version` S, `length_ms` N, `started_at` N ms, `sources` SS? |
-//! | `control` | a trigger | `scope` S `triggers`, `item` S its name | `id` S, `name` S, `source` S, `incarnation` S, `state` S, `reason` S?, `generation` N, `revision` N, `start` B? LEB128 |
+//! | `control` | a trigger | `scope` S `triggers`, `item` S its name | `id` S, `name` S, `source` S, `incarnation` S, `state` S, `reason` S?, `generation` N, `revision` N, `formerly` SS?, `start` B? LEB128 |
+//! | `control` | a former name of a trigger | `scope` S `triggers`, `item` S the name | `id` S of the trigger, `state` S `renamed` |
 //! | `control` | a retired trigger | `scope` S `retired`, `item` S its id | the same |
 //! | `control` | a lease | `scope` S `leases/{shard mod 16}`, `item` S `source/shard`, 5 digits | `incarnation` S, `owner` S?, `epoch` N, `seq` N, `checkpoints` M by trigger id |
 //! | | a checkpoint | in its lease | `low` N, `done` B?, `attempts` B?, `paused` M? `{generation N, reason S}`, `dead` N, `generation` N |
@@ -23,8 +24,9 @@ mod datastore;
 mod parked;
 
 pub(super) use control::{
-    LEASE_SCOPES, SESSIONS, TRIGGERS, checkpoint_value, lease, lease_item, lease_key, lease_prefix, lease_scope,
-    session, session_item, session_key, state_word, trigger, trigger_item, trigger_key,
+    LEASE_SCOPES, Named, RENAMED, SESSIONS, TRIGGERS, checkpoint_value, former_item, half_named, lease, lease_item,
+    lease_key, lease_prefix, lease_scope, named, retired_key, session, session_item, session_key, state_word, trigger,
+    trigger_item, trigger_key,
 };
 pub(super) use datastore::{
     CELL_PLACE_ATTRIBUTES, FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, cell_place, datastore,

@@ -1,0 +1,164 @@
+//! The parked cells of a trigger as a whole: counted, and given up.
+
+use crate::cell::{AddedId, Lane, LaneChange, LaneKind, Ledger, ParkedState, ShardRef, StoreError, TriggerId};
+use anyhow::bail;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use std::{iter::Sum, ops::Add, time::Duration};
+
+/// Lanes that are read, or emptied, at a time.
+const PARALLEL: usize = 8;
+/// Parked cells of a page that is counted.
+const PAGE: usize = 500;
+/// Parked cells that one transaction gives up.
+const DROPS: usize = 90;
+/// How often a transaction in a row is made anew because a cell changed meanwhile or the store did not answer.
+const TRIES: u32 = 8;
+
+/// Parked cells by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Counts {
+    pub(super) retrying: u64,
+    pub(super) waiting: u64,
+    pub(super) dead: u64,
+}
+
+impl Counts {
+    pub(super) fn all(self) -> u64 {
+        self.retrying + self.waiting + self.dead
+    }
+}
+
+impl Add for Counts {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            retrying: self.retrying + other.retrying,
+            waiting: self.waiting + other.waiting,
+            dead: self.dead + other.dead,
+        }
+    }
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Add::add)
+    }
+}
+
+/// Both lanes of these shards.
+fn lanes(trigger: &TriggerId, shards: &[ShardRef]) -> impl Iterator<Item = Lane> {
+    shards.iter().flat_map(move |shard| {
+        [LaneKind::Active, LaneKind::Dead].map(|kind| Lane { trigger: trigger.clone(), shard: shard.clone(), kind })
+    })
+}
+
+/// Counts the parked cells of a trigger on these shards.
+pub(super) async fn count(ledger: &dyn Ledger, trigger: &TriggerId, shards: &[ShardRef]) -> Result<Counts, StoreError> {
+    let counts = stream::iter(lanes(trigger, shards)).map(|lane| count_lane(ledger, lane));
+    Ok(counts.buffer_unordered(PARALLEL).try_collect::<Vec<Counts>>().await?.into_iter().sum())
+}
+
+async fn count_lane(ledger: &dyn Ledger, lane: Lane) -> Result<Counts, StoreError> {
+    let mut counts = Counts::default();
+    let mut after = AddedId(0);
+    loop {
+        let page = ledger.parked(&lane, after, PAGE).await?;
+        for parked in &page {
+            match parked.state {
+                ParkedState::Retrying => counts.retrying += 1,
+                ParkedState::Waiting => counts.waiting += 1,
+                ParkedState::Dead => counts.dead += 1,
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => after = last.added_id,
+            _ => return Ok(counts),
+        }
+    }
+}
+
+/// Gives up all parked cells of a trigger on these shards, and says how many. `told` hears of each transaction's.
+pub(super) async fn drop_all(
+    ledger: &dyn Ledger,
+    trigger: &TriggerId,
+    shards: &[ShardRef],
+    told: impl Fn(u64),
+) -> anyhow::Result<u64> {
+    let told = &told;
+    let drops = stream::iter(lanes(trigger, shards)).map(|lane| drop_lane(ledger, lane, told));
+    Ok(drops.buffer_unordered(PARALLEL).try_collect::<Vec<u64>>().await?.into_iter().sum())
+}
+
+async fn drop_lane(ledger: &dyn Ledger, lane: Lane, told: impl Fn(u64)) -> anyhow::Result<u64> {
+    let (mut dropped, mut tries) = (0, 0);
+    loop {
+        let page = ledger.parked(&lane, AddedId(0), DROPS).await?;
+        if page.is_empty() {
+            return Ok(dropped);
+        }
+        let cells = page.len() as u64;
+        let changes: Vec<LaneChange> = page.into_iter().map(LaneChange::Delete).collect();
+        match ledger.operate_parked(&changes).await {
+            Ok(true) => {
+                dropped += cells;
+                tries = 0;
+                told(cells);
+                continue;
+            }
+            Ok(false) if tries < TRIES => {}
+            Ok(false) => bail!("the parked cells of {} change all the time; try again", lane.shard),
+            Err(error) if error.kind.may_pass() && tries < TRIES => {}
+            Err(error) => return Err(error.into()),
+        }
+        tries += 1;
+        let bound = Duration::from_millis(20) * (1 << tries.min(6));
+        tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cell::{Millis, Name, Parked, ShardId},
+        store::memory::MemoryLedger,
+    };
+    use std::cell::Cell;
+
+    #[tokio::test]
+    async fn all_lanes_of_one_trigger_are_counted_and_emptied() {
+        let ledger = MemoryLedger::new();
+        let shard = |n| ShardRef { source: Name::new("trips").unwrap(), shard: ShardId(n) };
+        let states = [ParkedState::Retrying, ParkedState::Waiting, ParkedState::Dead, ParkedState::Dead];
+        for (trigger, cells) in [("mine", 700_u64), ("other", 4)] {
+            for n in 1..=cells {
+                let parked = Parked {
+                    trigger: TriggerId::from_stored(trigger),
+                    shard: shard(u32::try_from(n % 3).unwrap()),
+                    added_id: AddedId(n),
+                    last: AddedId(n),
+                    row_key: "row".into(),
+                    column: "C".into(),
+                    ref_key: n,
+                    state: states[usize::try_from(n % 4).unwrap()],
+                    attempts: 1,
+                    errors: vec![],
+                    next_attempt_at: Millis(0),
+                    since: Millis(0),
+                    revision: 1,
+                };
+                assert!(ledger.operate_parked(&[LaneChange::Put(parked)]).await.unwrap());
+            }
+        }
+        let (mine, other) = (TriggerId::from_stored("mine"), TriggerId::from_stored("other"));
+        let shards = [shard(0), shard(1), shard(2)];
+        let counts = Counts { retrying: 175, waiting: 175, dead: 350 };
+        assert_eq!(count(&ledger, &mine, &shards).await.unwrap(), counts);
+        let told = Cell::new(0);
+        let dropped = drop_all(&ledger, &mine, &shards, |cells| told.set(told.get() + cells)).await.unwrap();
+        assert_eq!((dropped, told.get()), (700, 700));
+        assert_eq!(count(&ledger, &mine, &shards).await.unwrap(), Counts::default());
+        assert_eq!(count(&ledger, &other, &shards).await.unwrap().all(), 4);
+    }
+}

@@ -1,0 +1,273 @@
+//! `triggers retire`: the end of a trigger, or of a former name of one.
+
+use super::TRIES;
+use crate::{
+    cell::{AddedId, Answer, Ledger, Log, Name, ShardId, ShardRef, Tip, TriggerRecord, TriggerState},
+    checkpoint::Window,
+    cli::{
+        Context,
+        checkpoint::Ask,
+        exit::{Done, Usage},
+        lanes::{self, Counts},
+        open::{Open, source, trigger},
+        output::{confirm, say},
+        shards::tips,
+    },
+    lease::nudge_all,
+};
+use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The trigger, or a former name of one.
+    name: Name,
+    /// Also give up the cells of it that lie parked; without this it is refused while there are any.
+    #[arg(long)]
+    drop_parked: bool,
+    /// Also while the config names it: the next start or reload registers it anew, and calls everything again.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+/// What is given up.
+#[derive(Serialize)]
+struct RetireLine<'a> {
+    name: &'a Name,
+    id: &'a str,
+    datastore: &'a Name,
+    /// Cells that it has not finished; null for a former name.
+    lag_cells: Option<u64>,
+    parked: Option<Counts>,
+    /// Null when nothing was done.
+    status: Option<&'static str>,
+}
+
+pub(super) async fn retire(context: &mut Context, args: Args) -> anyhow::Result<Done> {
+    let open = Open::new(context).await?;
+    let ledger = open.ledger().await?;
+    let record = trigger(ledger.as_ref(), &args.name).await?;
+    let former = record.name != args.name;
+    let named = |name: &&Name| if former { **name == args.name } else { record.goes_by(name) };
+    if let Some(name) = open.config.triggers.keys().find(named).filter(|_| !args.force) {
+        let file = open.config.file.display();
+        return Err(Usage(format!(
+            "{file} still names {name}: the next start or reload would register it anew and call everything again. \
+             Take it out there, and reload the workers, first; or say --force"
+        ))
+        .into());
+    }
+    if former {
+        return free(context, ledger.as_ref(), record, &args).await;
+    }
+    let end = End { log: source(&open, &record).await?, ledger, record };
+    end.run(context, &args).await
+}
+
+/// Frees a former name.
+async fn free(
+    context: &mut Context,
+    ledger: &dyn Ledger,
+    record: TriggerRecord,
+    Args { name, ask, .. }: &Args,
+) -> anyhow::Result<Done> {
+    let current = record.name.clone();
+    let what = format!("{name} is free then, and means {current} no more; {current} goes on");
+    let goes_on = !ask.dry_run;
+    if goes_on {
+        if !ask.yes && !confirm(&format!("{what}. Go on?"))? {
+            return Err(Usage("nothing was changed".into()).into());
+        }
+        change(ledger, record.clone(), async |record| match record.formerly.contains(name) {
+            true => Some(ledger.free_name(record, name).await),
+            false => None,
+        })
+        .await?;
+    }
+    let line = RetireLine {
+        name,
+        id: record.id.as_str(),
+        datastore: &record.source,
+        lag_cells: None,
+        parked: None,
+        status: goes_on.then_some("freed"),
+    };
+    print(context, &line)?;
+    say(if goes_on { format!("{name} is free; {current} goes on") } else { format!("would be done: {what}") });
+    Ok(Done::All)
+}
+
+/// A trigger that is retired.
+struct End {
+    ledger: Arc<dyn Ledger>,
+    log: Arc<dyn Log>,
+    record: TriggerRecord,
+}
+
+impl End {
+    async fn run(&self, context: &mut Context, Args { drop_parked, ask, .. }: &Args) -> anyhow::Result<Done> {
+        let name = &self.record.name;
+        let lag = self.lag().await?;
+        let parked = lanes::count(self.ledger.as_ref(), &self.record.id, &self.shards()).await?;
+        let Counts { retrying, waiting, dead } = parked;
+        let what = format!(
+            "{name} is never called again; given up: {lag} cells that it has not finished, and parked {retrying} \
+             retrying, {waiting} waiting, {dead} dead"
+        );
+        let refused = parked.all() > 0 && !drop_parked;
+        let goes_on = !ask.dry_run && !refused;
+        if goes_on && !ask.yes && !confirm(&format!("{what}. Go on?"))? {
+            return Err(Usage("nothing was changed".into()).into());
+        }
+        if goes_on {
+            self.end(parked).await?;
+        }
+        let line = RetireLine {
+            name,
+            id: self.record.id.as_str(),
+            datastore: &self.record.source,
+            lag_cells: Some(lag),
+            parked: Some(parked),
+            status: if refused { Some("refused") } else { goes_on.then_some("retired") },
+        };
+        print(context, &line)?;
+        say(if goes_on { what } else { format!("would be done: {what}") });
+        if refused {
+            say(format_args!(
+                "refused: {} cells of it lie parked; `cellhook parked --trigger {name}` lists them, --drop-parked gives \
+                 them up",
+                parked.all()
+            ));
+            return Ok(Done::Partly);
+        }
+        Ok(Done::All)
+    }
+
+    /// The parked cells first: when this is stopped half-way, the trigger is still there and the same command goes on.
+    async fn end(&self, parked: Counts) -> anyhow::Result<()> {
+        let bar = bar(parked.all());
+        let drops = async |told: &dyn Fn(u64)| {
+            let (ledger, id) = (self.ledger.as_ref(), &self.record.id);
+            lanes::drop_all(ledger, id, &self.shards(), told).await
+        };
+        if parked.all() > 0 {
+            drops(&|cells| bar.inc(cells)).await.context("stopped half-way; the same command again goes on")?;
+        }
+        bar.finish_and_clear();
+        let ledger = self.ledger.as_ref();
+        change(ledger, self.record.clone(), async |record| {
+            let retired = TriggerRecord { state: TriggerState::Retired, ..record.clone() };
+            Some(ledger.update_trigger(&retired).await)
+        })
+        .await?;
+        // A hint: without it the workers look by themselves, later.
+        let _ = nudge_all(ledger).await;
+        // What its workers parked while this went on. Nobody would ever find it.
+        drops(&|_| ()).await.context("it is retired, but cells that were parked meanwhile are left behind")?;
+        Ok(())
+    }
+
+    fn shards(&self) -> Vec<ShardRef> {
+        let source = &self.record.source;
+        self.log.datastore().all_shards().map(|shard| ShardRef { source: source.clone(), shard }).collect()
+    }
+
+    /// Cells that it has not finished, those of shards where it was not started included.
+    async fn lag(&self) -> anyhow::Result<u64> {
+        let tips = tips(self.log.as_ref()).await?;
+        let leases = self.ledger.leases(&self.record.source).await?;
+        let windows = leases.iter().filter_map(|lease| {
+            let checkpoint = lease.checkpoints.get(&self.record.id)?;
+            // A damaged one is told as if nothing were done beyond it.
+            let window = Window::resume(checkpoint.low, &checkpoint.done);
+            Some((lease.shard.shard, window.unwrap_or_else(|_| Window::new(checkpoint.low))))
+        });
+        let windows: BTreeMap<ShardId, Window> = windows.collect();
+        Ok(tips.values().map(|tip| lag(tip, windows.get(&tip.shard), &self.record)).sum())
+    }
+}
+
+fn lag(tip: &Tip, window: Option<&Window>, record: &TriggerRecord) -> u64 {
+    let start = || record.start.as_ref().and_then(|start| start.get(tip.shard.0 as usize).copied());
+    let low = match window {
+        Some(window) => AddedId(window.low().0 + window.done_beyond()),
+        None => start().unwrap_or_default(),
+    };
+    tip.tip.0.saturating_sub(low.max(tip.trimmed_to).0)
+}
+
+/// Changes a trigger, decided anew as long as others change it too or the store does not answer; done when there is
+/// nothing to change any more, or no such trigger: an earlier copy of the request may have been applied.
+async fn change(
+    ledger: &dyn Ledger,
+    mut record: TriggerRecord,
+    send: impl AsyncFn(&TriggerRecord) -> Option<Result<Answer<TriggerRecord>, crate::cell::StoreError>>,
+) -> anyhow::Result<()> {
+    for tries in 1..=TRIES {
+        match send(&record).await {
+            None | Some(Ok(Answer::Accepted(_))) => return Ok(()),
+            Some(Ok(Answer::Refused(_))) => {}
+            Some(Err(error)) if error.kind.may_pass() && tries < TRIES => {
+                let bound = Duration::from_millis(20) * (1 << tries);
+                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            }
+            Some(Err(error)) => return Err(error.into()),
+        }
+        match ledger.triggers().await?.into_iter().find(|found| found.id == record.id) {
+            Some(found) => record = found,
+            None => return Ok(()),
+        }
+    }
+    bail!("trigger {} is being changed by others all the time; try again", record.name)
+}
+
+fn print(context: &mut Context, line: &RetireLine<'_>) -> anyhow::Result<()> {
+    if context.output.is_json() {
+        return context.output.object(line);
+    }
+    Ok(())
+}
+
+/// Hidden where stderr is no terminal.
+fn bar(cells: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(cells), ProgressDrawTarget::stderr());
+    let template = "{wide_bar} {human_pos}/{human_len} parked cells";
+    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::{Incarnation, Millis, TriggerId};
+
+    #[test]
+    fn what_is_given_up_is_what_it_would_have_been_called_for() {
+        let record = TriggerRecord {
+            id: TriggerId::random(),
+            name: Name::new("bill").unwrap(),
+            formerly: Default::default(),
+            source: Name::new("trips").unwrap(),
+            incarnation: Incarnation::random(),
+            state: TriggerState::Active,
+            generation: 0,
+            start: Some([AddedId(7)].into()),
+            revision: 0,
+        };
+        let tip = |trimmed: u64| Tip {
+            shard: ShardId(0),
+            tip: AddedId(20),
+            created_at: Millis(0),
+            trimmed_to: AddedId(trimmed),
+        };
+        let mut window = Window::new(AddedId(10));
+        window.finish(AddedId(15));
+        assert_eq!(lag(&tip(0), Some(&window), &record), 9);
+        assert_eq!(lag(&tip(0), None, &record), 13, "it was not started there, but would begin at 8");
+        assert_eq!(lag(&tip(18), None, &record), 2);
+        assert_eq!(lag(&tip(4), None, &TriggerRecord { start: None, ..record }), 16);
+    }
+}
