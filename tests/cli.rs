@@ -6,4 +6,5 @@ mod home;
 mod parked;
 mod surface;
 mod triggers;
+mod verify;
 mod worker;

@@ -63,6 +63,13 @@ Examples:
   cellhook checkpoint rewind bill_rider --to 123 --shard 5
   cellhook checkpoint skip bill_rider --shard 5 --added-id 123";
 
+pub(super) const VERIFY: &str = "\
+Examples:
+  cellhook verify trips
+  cellhook verify --sample 1 --rate 200 --yes --json | jq 'select(.finding)'
+
+Exit codes: 0 all holds, 1 something does not.";
+
 pub(super) const BENCH: &str = "\
 Examples:
   cellhook bench

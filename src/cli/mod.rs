@@ -25,6 +25,7 @@ mod shards;
 mod tail;
 mod triggers;
 mod trim;
+mod verify;
 mod workers;
 
 use crate::config::{Config, ConfigError, Environment, load};
@@ -85,6 +86,9 @@ enum Verb {
     /// How far a trigger is on each shard: show it, set it back or forward, skip one cell.
     #[command(after_help = examples::CHECKPOINT)]
     Checkpoint(checkpoint::Args),
+    /// Check that log, cells, tips, checkpoints and parked cells of a datastore agree with each other. Reads only.
+    #[command(after_help = examples::VERIFY)]
+    Verify(verify::Args),
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
@@ -95,7 +99,7 @@ impl Verb {
     fn changes(&self) -> bool {
         match self {
             Self::Run(_) | Self::Init | Self::Put(_) | Self::Trim(_) | Self::Bench(_) => true,
-            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) => false,
+            Self::Check | Self::Get(_) | Self::Tail(_) | Self::Shards(_) | Self::Workers(_) | Self::Verify(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
@@ -146,6 +150,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Parked(args) => parked::parked(context, args).await,
             Verb::Triggers(args) => triggers::triggers(context, args).await,
             Verb::Checkpoint(args) => checkpoint::checkpoint(context, args).await,
+            Verb::Verify(args) => verify::verify(context, args).await,
             Verb::Bench(args) => bench::bench(context, args).await,
         }
     });

@@ -11,5 +11,5 @@ pub use cells::{BATCH_MAX, Cells, Placed, PutError};
 pub use config::{Config, Durability, Kind};
 #[cfg(test)]
 pub(crate) use dynamo::{Fault, Faults};
-pub use dynamo::{Made, OpenError, Store};
+pub use dynamo::{Made, OpenError, Store, TableSize};
 pub use embedded::{FileError, Held, Presence};

@@ -13,4 +13,4 @@ mod tests;
 
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faults};
-pub use open::{Made, OpenError, Store};
+pub use open::{Made, OpenError, Store, TableSize};

@@ -67,6 +67,7 @@ operations! {
     GetItem => get_item read,
     BatchGetItem => batch_get_item read,
     Query => query read,
+    Scan => scan read,
     TransactGetItems => transact_get_items read,
 }
 

@@ -28,7 +28,7 @@ pub(super) use control::{
 };
 pub(super) use datastore::{
     FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, datastore, datastore_item, datastore_key,
-    groups, segment, segment_item, segment_key, segment_key_only, tip, tip_key,
+    groups, scan_key, scan_place, segment, segment_item, segment_key, segment_key_only, tip, tip_key,
 };
 pub(super) use parked::{lane_key, parked, parked_item, parked_key, position};
 
