@@ -145,7 +145,9 @@ impl Verifier<'_> {
                 ref_key,
             };
             let detail = format!("row_key {row_key:?}, cell {cell:?}: {why}");
-            self.told.finding(Finding { cell: parts.map(key), ..Finding::new(Flaw::CellUndecodable, detail) })?;
+            let shard = ShardId::of(&row_key, self.reader.datastore().shards);
+            let finding = Finding::at(Flaw::CellUndecodable, shard, None, detail);
+            self.told.finding(Finding { cell: parts.map(key), ..finding })?;
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ impl Chain {
     /// The time of the segment before, when it is after this one's.
     pub(super) fn goes_back(&mut self, created_at: Millis) -> Option<Millis> {
         let before = self.created_at.filter(|before| *before > created_at);
-        self.created_at = self.created_at.max(Some(created_at));
+        self.created_at = Some(created_at);
         before
     }
 }
