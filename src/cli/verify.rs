@@ -25,8 +25,8 @@ const ASK_FROM: u64 = 1_000_000;
 pub(super) struct Args {
     /// One datastore; without it, all of the config.
     datastore: Option<Name>,
-    /// Compare only so many percent of the segments and rows. The places of the log are checked whole, and so are checkpoints
-    /// and parked cells.
+    /// Compare only so many percent of the segments and rows. The places of the log are checked whole, and so are
+    /// checkpoints and parked cells.
     #[arg(long, value_name = "PERCENT")]
     sample: Option<Percent>,
     /// Another seed chooses another sample.

@@ -13,8 +13,8 @@ pub(super) enum Fetched {
     Damaged(String),
 }
 
-/// What of a cell in the log is not so in `cells`. The one place that says what equal is; [`digest`] must be the same for
-/// whatever this calls equal, or the whole reads more than it needs to.
+/// What of a cell in the log is not so in `cells`. The one place that says what equal is; [`digest`] should be the same
+/// for whatever this calls equal, or the whole reads more than it needs to.
 pub(super) fn difference(logged: &Cell, stored: &Fetched) -> Option<Finding> {
     let stored = match stored {
         Fetched::Cell(stored) => stored,

@@ -6,8 +6,8 @@ use crate::{
     checkpoint::{Window, decode_attempts},
 };
 
-/// A shard and its lease, read in this order: what was trimmed, the lease, the tip. So a worker that goes on and a trim that
-/// follows it meanwhile change nothing about what must hold.
+/// A shard and its lease, read in this order: what was trimmed, the lease, the tip. So a worker that goes on and a trim
+/// that follows it meanwhile change nothing about what must hold.
 pub(super) struct Facts<'a> {
     pub(super) datastore: &'a Datastore,
     pub(super) shard: ShardId,

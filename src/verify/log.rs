@@ -68,9 +68,7 @@ impl Verifier<'_> {
                     return Ok(Walked::Blocked);
                 }
             };
-            if page.is_empty() {
-                break;
-            }
+            let mut at_end = page.is_empty();
             for found in page {
                 let key = found.key;
                 let mut fit = chain.fit(key);
@@ -81,8 +79,8 @@ impl Verifier<'_> {
                     Fit::Follows => {}
                     Fit::Beyond => {
                         self.beyond(tip, key).await?;
-                        cursor = key.last;
-                        break 'pages;
+                        at_end = true;
+                        break;
                     }
                     Fit::Overlaps => {
                         self.overlaps(shard, &chain, key)?;
@@ -103,7 +101,7 @@ impl Verifier<'_> {
                         }
                     },
                 }
-                cursor = key.last;
+                (cursor, torn) = (key.last, 0);
                 chain.take(key);
                 self.content(tip, found, &mut chain, account).await?;
                 if key.last > *passed {
@@ -112,17 +110,28 @@ impl Verifier<'_> {
                     *passed = key.last;
                 }
             }
-        }
-        // A segment with the tip's key that did not fit was told of.
-        if chain.end() < tip.tip && cursor != tip.tip {
-            let first = chain.end().next();
-            if let Hole::Trimmed = self.hole(shard, first, tip.tip).await? {
-                return Ok(Walked::Trimmed);
+            if !at_end {
+                continue;
             }
-            let detail = format!("the tip is {}, the log ends at {}", tip.tip, chain.end());
-            self.told.finding(Finding::at(Flaw::LogEndsEarly, shard, first, detail))?;
+            // A segment with the tip's key that did not fit was told of.
+            if chain.end() >= tip.tip || cursor >= tip.tip {
+                return Ok(Walked::Whole);
+            }
+            let first = chain.end().next();
+            match self.hole(shard, first, tip.tip).await? {
+                Hole::Trimmed => return Ok(Walked::Trimmed),
+                Hole::Torn if torn < LOOKS => {
+                    torn += 1;
+                    pause(torn).await;
+                    cursor = chain.end();
+                }
+                Hole::Torn | Hole::Real => {
+                    let detail = format!("the tip is {}, the log ends at {}", tip.tip, chain.end());
+                    self.told.finding(Finding::at(Flaw::LogEndsEarly, shard, first, detail))?;
+                    return Ok(Walked::Whole);
+                }
+            }
         }
-        Ok(Walked::Whole)
     }
 
     /// Whether the places of a segment that begins in what was trimmed hold the end of another one.
@@ -206,7 +215,8 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Compares cells of one segment with `cells`, and says how many are equal. What differs is read again, on both sides.
+    /// Compares cells of one segment with `cells`, and says how many are equal. What differs is read again on both
+    /// sides.
     pub(super) async fn compare(&mut self, last: AddedId, mut open: Vec<Cell>) -> Result<u64, Stopped> {
         let mut equal = 0;
         for look in 1.. {

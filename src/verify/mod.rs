@@ -1,14 +1,14 @@
-//! Whether what is stored agrees with itself: the log, cells and tips of a datastore, and what its groups keep about it.
-//! Only reads, one request at a time, at a bounded rate, while writers and workers go on.
+//! Whether what is stored agrees with itself: the log, cells and tips of a datastore, and what its groups keep about
+//! it. Only reads, one request at a time, at a bounded rate, while writers and workers go on.
 //!
-//! The whole reads the log and the table `cells` once each. Cells are counted and their digests added up by shard and range
-//! of places, on both sides:
+//! The whole reads the log and the table `cells` once each. Cells are counted and their digests added up by shard and
+//! range of places, on both sides:
 //!
 //! | a range | then |
 //! | --- | --- |
 //! | the same number and sum | the same cells lie in both, at the same places: nothing of it is read again |
 //! | another | each cell of the range in the log is got from `cells` and compared |
-//! | and `cells` has another number than the log has equal ones | `cells` is scanned again, strongly, and each of the range is looked up in the log |
+//! | and `cells` has not just the equal ones | each of the range in `cells` is looked up in the log |
 //!
 //! A cell is never deleted, and never moves. So what lies at or below the tip that was read first is all there when the
 //! scan comes, and every cell of the log that equals its item in `cells` has that item for itself alone: when the numbers
@@ -17,8 +17,9 @@
 //! A sample reads the keys of the whole log and compares some segments cell by cell, then scans some slices of `cells` and
 //! looks each of their cells up in the log.
 //!
-//! What looks wrong is read again, strongly and after a while, before it is told: an append, a trim, an erase or a worker may
-//! be half-way. What holds is decided by pure functions ([`chain`], [`compare`], [`group`]) over what was read.
+//! What looks wrong is read again, strongly and after a while, before it is told: an append, a trim, an erase or a
+//! worker may be half-way. What holds is decided by pure functions over what was
+//! read: `chain.rs`, `compare.rs`, `group.rs`.
 
 mod cells;
 mod chain;

@@ -33,7 +33,7 @@ type Read<T> = Result<Decoded<T>, StoreError>;
 /// A segment of a walk: its key, and its content where that was wanted.
 pub(super) struct Found {
     pub(super) key: SegmentKey,
-    /// `None`: only the key was read.
+    /// `None`: only the key was read, or it was trimmed since.
     pub(super) segment: Option<Decoded<Segment>>,
 }
 
@@ -110,7 +110,6 @@ impl<'a> Reader<'a> {
                 false => None,
                 true => match self.segment(shard, key.last).await? {
                     Ok(Some(segment)) => Some(Ok(segment)),
-                    // Trimmed meanwhile, and its hole is met at another look.
                     Ok(None) => None,
                     Err(why) => Some(Err(why)),
                 },
@@ -128,10 +127,9 @@ impl<'a> Reader<'a> {
         Ok(page)
     }
 
-    /// Keys of segments. The store charges for the whole items; what these are is not known here, and nothing is counted.
+    /// Keys of segments. The store charges for the whole items, whose sizes it does not tell: usual ones are counted.
     pub(super) async fn keys(&mut self, shard: ShardId, after: AddedId, limit: u32) -> Read<Vec<SegmentKey>> {
         let keys = patiently(|| self.log.keys(shard, after, limit)).await?;
-        // As many cells of a packed size that is usual.
         let cells: usize = keys.iter().flatten().map(|key| key.n as usize).sum();
         self.spend(cells * super::cost::PACKED_CELL).await;
         Ok(keys)

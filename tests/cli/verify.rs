@@ -67,8 +67,8 @@ fn parked(place: u64, state: ParkedState) -> Parked {
     }
 }
 
-/// A store with some of everything. Shard 0: segments 1-3, 4, 5-6, 7-8, and parked cells. Shard 1: 3-4, 5-7, trimmed to 3. Shard
-/// 2: 1, 2, and no lease. Shard 3: nothing.
+/// A store with some of everything. Shard 0: segments 1-3, 4, 5-6, 7-8, and parked cells. Shard 1: 3-4, 5-7, trimmed
+/// to 3. Shard 2: 1, 2, and no lease. Shard 3: nothing.
 async fn fill(home: &Home) {
     let store = open(home).await;
     store.init_datastore(&NewDatastore { name: name("trips"), shards: 4 }).await.unwrap();
