@@ -17,6 +17,7 @@ pub mod tail;
 
 pub mod shard;
 
+pub mod verify;
 pub mod worker;
 
 pub mod admin;

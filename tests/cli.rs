@@ -11,4 +11,5 @@ mod parked;
 mod shards;
 mod surface;
 mod triggers;
+mod verify;
 mod worker;

@@ -13,7 +13,7 @@ const STOREYS: &[&[&str]] = &[
     &["handler", "filter"],
     &["dispatch", "lease", "tail"],
     &["shard"],
-    &["worker"],
+    &["worker", "verify"],
     &["admin", "process"],
     &["config"],
     &["cli"],

@@ -10,6 +10,7 @@
 
 mod network;
 mod oracle;
+mod verify;
 mod world;
 
 use std::collections::BTreeMap;

@@ -320,6 +320,50 @@ pub trait Log: Send + Sync + 'static {
 
     /// Adds a group to them. May be repeated at will.
     fn enlist<'a>(&'a self, group: &'a Name) -> Out<'a, ()>;
+
+    /// A page of the cells of a slice, in no order: those after `after`, at most `limit`, or fewer where a page is full
+    /// before. For `verify` alone: no worker and no other verb scans a table, or needs the right to.
+    fn scan<'a>(
+        &'a self,
+        slice: Slice,
+        after: Option<&'a ScanPlace>,
+        limit: u32,
+        consistency: Consistency,
+    ) -> Out<'a, Scanned>;
+}
+
+/// A part of the rows of a datastore, by a hash that is the store's own: number `index` of `of`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Below `of`.
+    pub index: u32,
+    /// 1 to 1,000,000.
+    pub of: u32,
+}
+
+impl Slice {
+    /// All rows.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+}
+
+/// Where a [scan](Log::scan) goes on: the stored key of the last item that it saw, which need not be one of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanPlace {
+    /// The row key.
+    pub row_key: String,
+    /// The sort key, `column#ref_key`.
+    pub cell: String,
+}
+
+/// A page of a [scan](Log::scan).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scanned {
+    /// The cells.
+    pub cells: Vec<StoredCell>,
+    /// Items that cannot be decoded: where each lies, and what is wrong with it.
+    pub damaged: Vec<(ScanPlace, String)>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<ScanPlace>,
 }
 
 /// An error with its causes, for one line of a log.

@@ -27,7 +27,7 @@ pub use ledger::{
     Session, SessionState, ShardPause, TriggerRecord, TriggerState, Written,
 };
 pub use log::{
-    Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, Refused, SCHEMA, Segment, SegmentKey,
-    Settled, StoreError, Tip, chain,
+    Commit, Committed, Consistency, Datastore, ErrorKind, Log, NewDatastore, Out, Refused, SCHEMA, ScanPlace, Scanned,
+    Segment, SegmentKey, Settled, Slice, StoreError, Tip, chain,
 };
 pub use value::{Cell, CellKey, CellPlace, NewCell, Origin, StoredCell};

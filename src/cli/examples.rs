@@ -85,6 +85,13 @@ Examples:
   cellhook iam-policy
   cellhook iam-policy run --account 123456789012 --region eu-central-1 > worker.json";
 
+pub(super) const VERIFY: &str = "\
+Examples:
+  cellhook verify trips
+  cellhook verify --sample 1 --rate 200 --yes --json | jq 'select(.finding)'
+
+Exit codes: 0 all holds, 1 something does not.";
+
 pub(super) const BENCH: &str = "\
 Examples:
   cellhook bench

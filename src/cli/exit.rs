@@ -24,6 +24,8 @@ pub(super) enum Done {
     Partly,
     /// What was asked for is not there.
     NotFound,
+    /// Something that was verified does not hold.
+    Faulty,
 }
 
 /// A verb that was asked for something that it cannot do.
@@ -42,6 +44,7 @@ pub(super) fn code(ended: anyhow::Result<Done>) -> ExitCode {
         Ok(Done::All) => 0,
         Ok(Done::Partly) => 3,
         Ok(Done::NotFound) => 4,
+        Ok(Done::Faulty) => 1,
         // Whoever read our output has seen enough.
         Err(error) if error.is::<Unheard>() => 0,
         Err(error) => {

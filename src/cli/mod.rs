@@ -31,6 +31,7 @@ mod standing;
 mod tail;
 mod triggers;
 mod trim;
+mod verify;
 mod workers;
 
 use crate::config::{Config, ConfigError, Environment, load};
@@ -100,6 +101,9 @@ enum Verb {
     /// Print the least AWS policy with which a role can work on the tables of the config.
     #[command(after_help = examples::IAM_POLICY)]
     IamPolicy(iam_policy::Args),
+    /// Check that log, cells, tips, checkpoints and parked cells of a datastore agree with each other. Reads only.
+    #[command(after_help = examples::VERIFY)]
+    Verify(verify::Args),
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
@@ -116,7 +120,8 @@ impl Verb {
             | Self::Tail(_)
             | Self::Retention(_)
             | Self::Shards(_)
-            | Self::Workers(_) => false,
+            | Self::Workers(_)
+            | Self::Verify(_) => false,
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
@@ -170,6 +175,7 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Parked(args) => parked::parked(context, args).await,
             Verb::Triggers(args) => triggers::triggers(context, args).await,
             Verb::Checkpoint(args) => checkpoint::checkpoint(context, args).await,
+            Verb::Verify(args) => verify::verify(context, args).await,
             Verb::Bench(args) => bench::bench(context, args).await,
         }
     });

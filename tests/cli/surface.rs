@@ -67,6 +67,7 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
         "parked",
         "triggers",
         "checkpoint",
+        "verify",
         "bench",
         "iam-policy",
     ];
@@ -154,6 +155,7 @@ fn the_objects_have_the_keys_that_are_written() {
         }
     };
     holds("init", &["init"]);
+    holds("verify", &["verify"]);
     let _worker = home.worker();
     holds("put", &["put", "trips", "row", "BASE", "1"]);
     fs::write(home.path("cells.ndjson"), "{\"row_key\":\"row\",\"column\":\"BASE\",\"ref_key\":1,\"body\":1}\n")

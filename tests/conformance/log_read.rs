@@ -4,7 +4,9 @@ use super::log_append::{append, cell, commit, key};
 use super::{Fixture, cases};
 use bytes::Bytes;
 use cellhook::cell::Consistency::{Eventual, Strong};
-use cellhook::cell::{AddedId, Commit, Committed, Log, Name, NewCell, Refused, SegmentKey, Settled, ShardId};
+use cellhook::cell::{
+    AddedId, CellKey, Commit, Committed, Log, Name, NewCell, Refused, SegmentKey, Settled, ShardId, Slice,
+};
 use std::sync::Arc;
 
 cases! {
@@ -19,6 +21,7 @@ cases! {
     settling_sees_segment_and_tip
     many_cells_are_got_at_once
     groups_are_enlisted_once
+    a_scan_brings_every_cell_once
 }
 
 /// Appends `sizes.len()` segments of so many cells each.
@@ -222,4 +225,47 @@ async fn groups_are_enlisted_once(fixture: Arc<dyn Fixture>) {
         log.enlist(group).await.unwrap();
     }
     assert_eq!(log.groups().await.unwrap(), [a, b].into());
+}
+
+/// All that a scan of a slice brings, by pages of at most `limit`.
+async fn scanned(log: &Arc<dyn Log>, slice: Slice, limit: u32) -> Vec<CellKey> {
+    let (mut found, mut after) = (Vec::new(), None);
+    for consistency in [Strong, Eventual].into_iter().cycle() {
+        let page = log.scan(slice, after.as_ref(), limit, consistency).await.unwrap();
+        assert!(page.cells.len() <= limit as usize && page.damaged.is_empty(), "{page:?}");
+        for stored in page.cells {
+            assert_eq!(log.get(&stored.cell.key).await.unwrap().as_ref(), Some(&stored));
+            found.push(stored.cell.key);
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    found.sort();
+    found
+}
+
+async fn a_scan_brings_every_cell_once(fixture: Arc<dyn Fixture>) {
+    let log = fixture.log(2).await;
+    assert_eq!(scanned(&log, Slice::WHOLE, 10).await, []);
+    let mut wanted = Vec::new();
+    let mut tips = [None, None];
+    for at in 0..12 {
+        let shard = at % 2;
+        // Columns on both sides of the '#' in the sort key, several cells a row.
+        let cells = ["A", "A\"", "A$"].map(|column| cell(&format!("row {}", at / 3), column, at.into()));
+        wanted.extend(cells.iter().map(|cell| cell.key.clone()));
+        tips[shard as usize] = Some(append(&log, shard, tips[shard as usize], cells.to_vec()).await);
+    }
+    wanted.sort();
+    for limit in [1, 5, 36, 1000] {
+        assert_eq!(scanned(&log, Slice::WHOLE, limit).await, wanted, "limit {limit}");
+    }
+    let mut parts = Vec::new();
+    for index in 0..7 {
+        parts.extend(scanned(&log, Slice { index, of: 7 }, 5).await);
+    }
+    parts.sort();
+    assert_eq!(parts, wanted, "each row lies in one slice");
 }

@@ -314,6 +314,18 @@ impl<L: Log> Log for FarLog<L> {
     fn enlist<'a>(&'a self, group: &'a Name) -> Out<'a, ()> {
         far!(self, enlist(group: group.clone() => &group))
     }
+    fn scan<'a>(
+        &'a self,
+        slice: Slice,
+        after: Option<&'a ScanPlace>,
+        limit: u32,
+        consistency: Consistency,
+    ) -> Out<'a, Scanned> {
+        far!(self, scan(
+            slice: slice => slice, after: after.cloned() => after.as_ref(), limit: limit => limit,
+            consistency: consistency => consistency
+        ))
+    }
 }
 
 /// The ledger, through a network.

@@ -5,7 +5,7 @@ use super::items::{self, FoundDatastore, Item, b, n, s};
 use super::tables::DatastoreTables;
 use crate::cell::{
     AddedId, CellKey, CellPlace, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, Out,
-    Refused, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
+    Refused, ScanPlace, Scanned, Segment, SegmentKey, Settled, ShardId, Slice, StoreError, StoredCell, Tip,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -452,6 +452,42 @@ impl Log for DynamoLog {
             let answer = update.send().await;
             answer.map_err(|error| failed(Access::Write, &self.tables.tips, "UpdateItem", error))?;
             Ok(())
+        })
+    }
+
+    fn scan<'a>(
+        &'a self,
+        slice: Slice,
+        after: Option<&'a ScanPlace>,
+        limit: u32,
+        consistency: Consistency,
+    ) -> Out<'a, Scanned> {
+        const OPERATION: &str = "Scan";
+        Box::pin(async move {
+            let table = &self.tables.cells;
+            let mut scan = self
+                .client
+                .scan()
+                .table_name(table)
+                .limit(i32::try_from(limit).map_or(QUERY_LIMIT, |limit| limit.clamp(1, QUERY_LIMIT)))
+                .set_exclusive_start_key(after.map(items::scan_key))
+                .consistent_read(consistency == Consistency::Strong);
+            if slice != Slice::WHOLE {
+                let [index, of] = [slice.index, slice.of].map(|number| i32::try_from(number).unwrap_or(i32::MAX));
+                scan = scan.segment(index).total_segments(of);
+            }
+            let answer = scan.send().await.map_err(|error| failed(Access::Read, table, OPERATION, error))?;
+            let place = |item: &Item| items::scan_place(item).map_err(|why| undecodable(table, OPERATION, why));
+            let mut scanned =
+                Scanned { next: answer.last_evaluated_key.as_ref().map(place).transpose()?, ..Scanned::default() };
+            for item in answer.items.unwrap_or_default() {
+                let at = place(&item)?;
+                match items::cell(item) {
+                    Ok(cell) => scanned.cells.push(cell),
+                    Err(why) => scanned.damaged.push((at, why.to_string())),
+                }
+            }
+            Ok(scanned)
         })
     }
 }

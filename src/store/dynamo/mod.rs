@@ -15,6 +15,6 @@ mod tests;
 
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faults};
-pub use open::{Made, Making, OpenError, Store};
+pub use open::{Made, Making, OpenError, Store, TableSize};
 pub use policy::{Role, Scope, policy};
 pub use settings::{Billing, Difference, TableSettings};

@@ -139,6 +139,15 @@ pub struct Making {
     pub update: bool,
 }
 
+/// How large a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableSize {
+    /// Its items.
+    pub items: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 impl Store {
     /// Opens the store that the config names. An embedded file is made if there is none; no table is made or looked
     /// for.
@@ -367,6 +376,22 @@ impl Store {
         self.present(&tables.all()).await?;
         let datastore = self.check(name, &tables, expected_shards).await?;
         Ok(Arc::new(DynamoLog::new(self.data.clone(), tables, datastore)))
+    }
+
+    /// How large a datastore's tables `cells` and `log` are, as DynamoDB counts them every few hours. `None` where it does not
+    /// say: on an embedded store, without the right to ask, for a new table.
+    pub async fn sizes(&self, name: &Name) -> Option<(TableSize, TableSize)> {
+        if self.kind == Kind::Embedded {
+            return None;
+        }
+        let tables = DatastoreTables::of(&self.prefix, name);
+        Some((self.size(&tables.cells).await?, self.size(&tables.log).await?))
+    }
+
+    async fn size(&self, table: &str) -> Option<TableSize> {
+        let table = self.control.describe_table().table_name(table).send().await.ok()?.table?;
+        let known = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|n| *n > 0);
+        Some(TableSize { items: known(table.item_count)?, bytes: known(table.table_size_bytes)? })
     }
 
     /// Opens a group.

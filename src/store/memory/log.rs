@@ -2,7 +2,8 @@
 
 use crate::cell::{
     AddedId, Cell, CellKey, CellPlace, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name,
-    NewCell, NewDatastore, Out, Refused, Segment, SegmentKey, Settled, ShardId, StoreError, StoredCell, Tip,
+    NewCell, NewDatastore, Out, Refused, ScanPlace, Scanned, Segment, SegmentKey, Settled, ShardId, Slice, StoreError,
+    StoredCell, Tip,
 };
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -232,4 +233,25 @@ impl Log for MemoryLog {
         self.tables().groups.insert(group.clone());
         ready(())
     }
+
+    fn scan<'a>(&'a self, slice: Slice, after: Option<&'a ScanPlace>, limit: u32, _: Consistency) -> Out<'a, Scanned> {
+        let tables = self.tables();
+        let from = after.map_or(Unbounded, |place| Excluded(address(place)));
+        let mine = |key: &CellKey| ShardId::of(&key.row_key, slice.of) == ShardId(slice.index);
+        let cells = tables.cells.range((from, Unbounded)).filter(|(key, _)| mine(key)).map(|(_, cell)| cell.clone());
+        let cells: Vec<StoredCell> = cells.take(limit as usize).collect();
+        let next = cells.last().filter(|_| cells.len() == limit as usize).map(|last| place(&last.cell.key));
+        ready(Scanned { cells, damaged: Vec::new(), next })
+    }
+}
+
+fn place(key: &CellKey) -> ScanPlace {
+    ScanPlace { row_key: key.row_key.to_string(), cell: format!("{}#{:020}", key.column, key.ref_key) }
+}
+
+/// The address that [`place`] was made of.
+fn address(place: &ScanPlace) -> CellKey {
+    let (column, ref_key) = place.cell.rsplit_once('#').unwrap_or_default();
+    let ref_key = ref_key.parse().unwrap_or_default();
+    CellKey { row_key: place.row_key.as_str().into(), column: column.into(), ref_key }
 }

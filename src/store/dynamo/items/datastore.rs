@@ -3,7 +3,7 @@
 use super::{Decoded, Fields, Item, b, item, n, s, twenty_digits};
 use crate::cell::{
     AddedId, Cell, CellKey, CellPlace, Datastore, Incarnation, Millis, Name, NewCell, Origin, REF_KEY_MAX, SCHEMA,
-    Segment, SegmentKey, ShardId, StoredCell, Tip, TriggerId,
+    ScanPlace, Segment, SegmentKey, ShardId, StoredCell, Tip, TriggerId,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use bytestring::ByteString;
@@ -24,6 +24,19 @@ fn cell_sort_key(column: &str, ref_key: u64) -> String {
 /// Key of a cell.
 pub(crate) fn cell_key(key: &CellKey) -> Item {
     item([("row_key", s(&*key.row_key)), ("cell", s(cell_sort_key(&key.column, key.ref_key)))])
+}
+
+/// Key of the item after which a scan goes on.
+pub(crate) fn scan_key(place: &ScanPlace) -> Item {
+    item([("row_key", s(&*place.row_key)), ("cell", s(&*place.cell))])
+}
+
+/// Where an item of the table `cells` lies, whatever else is wrong with it.
+pub(crate) fn scan_place(stored: &Item) -> Decoded<ScanPlace> {
+    let keys = ["row_key", "cell"].map(|name| (name.to_owned(), stored.get(name).cloned()));
+    let keys = keys.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    let mut fields = Fields::new("cell", keys);
+    Ok(ScanPlace { row_key: fields.text("row_key")?, cell: fields.text("cell")? })
 }
 
 /// A cell with its place.

@@ -30,7 +30,8 @@ pub(super) use control::{
 };
 pub(super) use datastore::{
     CELL_PLACE_ATTRIBUTES, FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, cell_place, datastore,
-    datastore_item, datastore_key, groups, segment, segment_item, segment_key, segment_key_only, tip, tip_key,
+    datastore_item, datastore_key, groups, scan_key, scan_place, segment, segment_item, segment_key, segment_key_only,
+    tip, tip_key,
 };
 pub(super) use parked::{lane_key, parked, parked_anywhere, parked_item, parked_key, position};
 
