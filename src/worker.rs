@@ -13,7 +13,7 @@ use crate::{
     },
     dispatch::{Budget, Config, Start, Trigger},
     filter::{Filter, FilterError},
-    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View, nudge_all},
+    lease::{self, Coordinator, Ended, EndedShard, Fence, Grant, Identity, View, nudge_all},
     metrics,
     shard::{Foreign, News, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
@@ -147,6 +147,12 @@ pub struct Watch {
     pub view: watch::Receiver<View>,
     /// Each shard's progress.
     pub standings: Standings,
+    /// The triggers at work.
+    pub triggers: News<Triggers>,
+    /// How long it may trust its session.
+    pub fence: Fence,
+    /// Its memory.
+    pub budget: Budget,
 }
 
 /// A worker that is not yet running.
@@ -155,7 +161,7 @@ pub struct Worker {
     coordinator: Coordinator,
     view: watch::Receiver<View>,
     ended: mpsc::UnboundedSender<EndedShard>,
-    triggers: Vec<Arc<Trigger>>,
+    triggers: News<Triggers>,
     shared: Shared,
     foreign: watch::Sender<Foreign>,
 }
@@ -194,13 +200,21 @@ impl Worker {
             standings: Standings::default(),
             foreign: foreign.subscribe(),
         };
+        setup.sources.keys().for_each(|source| metrics::tailed(source.as_str()));
+        let triggers = News::new(Triggers { active: triggers.into(), records: Arc::new([]) });
         Ok(Self { setup, coordinator, view, ended, triggers, shared, foreign })
     }
 
     /// What others may see of it.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        Watch { view: self.view.clone(), standings: self.shared.standings.clone() }
+        Watch {
+            view: self.view.clone(),
+            standings: self.shared.standings.clone(),
+            triggers: self.triggers.clone(),
+            fence: self.shared.fence.clone(),
+            budget: self.shared.budget.clone(),
+        }
     }
 
     /// Runs until `stop`, then drains: shards finish and are handed over first, coordination ends last, then the handlers.
@@ -208,8 +222,7 @@ impl Worker {
     ///
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
-        let Self { setup, coordinator, mut view, ended, triggers, shared, foreign } = self;
-        let at_work = News::new(Triggers { active: triggers.into(), records: Arc::new([]) });
+        let Self { setup, coordinator, mut view, ended, triggers: at_work, shared, foreign } = self;
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
         let mut seen: BTreeSet<TriggerId> = BTreeSet::new();
         let mut stopping: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
@@ -312,7 +325,8 @@ impl Worker {
                     }
                     metrics::shards_held(running.len());
                     held_sender.send_if_modified(|held| {
-                        let now: BTreeSet<ShardRef> = running.keys().cloned().collect();
+                        // The lag of those that nobody holds is told too.
+                        let now: BTreeSet<ShardRef> = running.keys().chain(now.vacant.keys()).cloned().collect();
                         let changed = *held != now;
                         *held = now;
                         changed

@@ -10,12 +10,15 @@
 //! * A worker stops by itself before others may declare it dead ([`Fence`], fencing from the inside), so that calls do not
 //!   overlap either while clocks run at about the same rate.
 
+mod claim;
 mod config;
 mod coordinator;
 mod fence;
 mod heart;
+mod moves;
 mod nudge;
 mod plan;
+mod vacant;
 mod watchman;
 
 pub use config::Config;
@@ -23,4 +26,5 @@ pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, V
 pub use fence::Fence;
 pub use nudge::nudge_all;
 pub use plan::{assign, wanted};
+pub use vacant::{AllVacant, Vacant};
 pub use watchman::{Findings, Watchman};
