@@ -105,11 +105,7 @@ impl Admin {
     ///
     /// # Errors
     /// When accepting connections fails for good.
-    pub async fn serve(
-        self,
-        pages: Pages,
-        stop: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<()> {
+    pub async fn serve(self, pages: Pages, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let (stopping, stopped) = tokio::sync::oneshot::channel();
         let stop = async move {
             stop.await;

@@ -3,6 +3,8 @@
 mod bench;
 mod cells;
 mod home;
+mod logs;
+mod metrics;
 mod parked;
 mod surface;
 mod triggers;

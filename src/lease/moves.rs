@@ -36,7 +36,9 @@ impl Moves {
             let other = other.as_ref().map(tracing::field::display);
             match what {
                 Move::Took => tracing::info!(%datastore, shards, number, reason, from = other, "took shards"),
-                Move::HandedOver => tracing::info!(%datastore, shards, number, reason, to = other, "handed shards over"),
+                Move::HandedOver => {
+                    tracing::info!(%datastore, shards, number, reason, to = other, "handed shards over")
+                }
                 Move::Lost => tracing::info!(%datastore, shards, number, reason, to = other, "lost shards"),
             }
         }

@@ -132,18 +132,12 @@ const SHOWN: &[Shown] = &[
         "Age of the oldest cell that the trigger has not finished, over the same shards; 0 when there is none.",
         |s, row| s.triggers.iter().for_each(|t| row(&[&t.name], t.lag_seconds)),
     ),
-    (
-        "trigger_paused",
-        T,
-        "1 while the whole trigger is paused.",
-        |s, row| s.triggers.iter().for_each(|t| row(&[&t.name], f64::from(u8::from(t.paused)))),
-    ),
-    (
-        "trigger_missing",
-        T,
-        "1 while the trigger is registered and this worker's config lacks it.",
-        |s, row| s.triggers.iter().for_each(|t| row(&[&t.name], f64::from(u8::from(t.missing)))),
-    ),
+    ("trigger_paused", T, "1 while the whole trigger is paused.", |s, row| {
+        s.triggers.iter().for_each(|t| row(&[&t.name], f64::from(u8::from(t.paused))))
+    }),
+    ("trigger_missing", T, "1 while the trigger is registered and this worker's config lacks it.", |s, row| {
+        s.triggers.iter().for_each(|t| row(&[&t.name], f64::from(u8::from(t.missing))))
+    }),
     (
         "shards_paused",
         T,
@@ -174,23 +168,17 @@ const SHOWN: &[Shown] = &[
         "Age of the oldest change, over the shards, that no stored checkpoint covers yet; 0 when there is none.",
         |s, row| s.at_work().for_each(|(t, w)| row(&[t], w.checkpoint_age)),
     ),
-    (
-        "breaker_state",
-        TS,
-        "1 for the state in which the trigger's circuit breaker is, 0 for the others.",
-        |s, row| {
-            for (t, state) in s.at_work().filter_map(|(t, w)| Some((t, w.breaker?))) {
-                BREAKER.iter().for_each(|other| row(&[t, other], f64::from(u8::from(*other == state))));
-            }
-        },
-    ),
-    ("shards_wanted", &[], "Shards that the assignment gives to this worker.", |s, row| row(&[], s.worker.shards_wanted)),
-    (
-        "shards_unowned",
-        &[],
-        "Shards without an owner, of those that the assignment gives to this worker.",
-        |s, row| row(&[], s.worker.shards_unowned),
-    ),
+    ("breaker_state", TS, "1 for the state in which the trigger's circuit breaker is, 0 for the others.", |s, row| {
+        for (t, state) in s.at_work().filter_map(|(t, w)| Some((t, w.breaker?))) {
+            BREAKER.iter().for_each(|other| row(&[t, other], f64::from(u8::from(*other == state))));
+        }
+    }),
+    ("shards_wanted", &[], "Shards that the assignment gives to this worker.", |s, row| {
+        row(&[], s.worker.shards_wanted)
+    }),
+    ("shards_unowned", &[], "Shards without an owner, of those that the assignment gives to this worker.", |s, row| {
+        row(&[], s.worker.shards_unowned)
+    }),
     (
         "unowned_seconds_max",
         &[],
@@ -203,19 +191,18 @@ const SHOWN: &[Shown] = &[
         "Shards of this worker that stand still although they should not; /readyz tells why.",
         |s, row| row(&[], s.worker.shards_stopped),
     ),
-    ("sessions_live", &[], "Live sessions of the group, as this worker last read them.", |s, row| row(&[], s.worker.sessions)),
+    ("sessions_live", &[], "Live sessions of the group, as this worker last read them.", |s, row| {
+        row(&[], s.worker.sessions)
+    }),
     (
         "heartbeat_margin_seconds",
         &[],
         "Time until this worker stops by itself if no further heartbeat is accepted.",
         |s, row| row(&[], s.worker.margin),
     ),
-    (
-        "heartbeat_margin_min_seconds",
-        &[],
-        "The lowest that it was in the last one to two minutes.",
-        |s, row| row(&[], s.worker.margin_min),
-    ),
+    ("heartbeat_margin_min_seconds", &[], "The lowest that it was in the last one to two minutes.", |s, row| {
+        row(&[], s.worker.margin_min)
+    }),
     (
         "heartbeat_margin_limit_seconds",
         &[],
@@ -228,12 +215,9 @@ const SHOWN: &[Shown] = &[
         "Memory of cells that is in use: for what is being read, and for the windows.",
         |s, row| s.memory(|part, (used, _)| row(&[part], used)),
     ),
-    (
-        "memory_limit_bytes",
-        &["part"],
-        "The part of [worker] memory that each may use.",
-        |s, row| s.memory(|part, (_, limit)| row(&[part], limit)),
-    ),
+    ("memory_limit_bytes", &["part"], "The part of [worker] memory that each may use.", |s, row| {
+        s.memory(|part, (_, limit)| row(&[part], limit))
+    }),
     (
         "shard_lag_cells",
         &["datastore", "shard", "trigger"],

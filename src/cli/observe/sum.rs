@@ -1,12 +1,7 @@
 //! A trigger over all shards that a worker speaks for.
 
 use super::count;
-use crate::{
-    cell::Millis,
-    dispatch::Lot,
-    metrics::AtWork,
-    shard::Standing,
-};
+use crate::{cell::Millis, dispatch::Lot, metrics::AtWork, shard::Standing};
 use tokio::time::Instant;
 
 /// What its shards add up to.

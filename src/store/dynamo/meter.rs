@@ -18,9 +18,7 @@ use aws_smithy_runtime_api::{
     client::{
         interceptors::{
             Intercept,
-            context::{
-                BeforeSerializationInterceptorContextMut, Error, FinalizerInterceptorContextRef, Input, Output,
-            },
+            context::{BeforeSerializationInterceptorContextMut, Error, FinalizerInterceptorContextRef, Input, Output},
         },
         orchestrator::{Metadata, OrchestratorError},
         runtime_components::RuntimeComponents,
@@ -238,7 +236,9 @@ fn failed(error: &OrchestratorError<Error>) -> (&'static str, bool) {
 }
 
 fn reasons(error: &Error) -> &[CancellationReason] {
-    use op::{transact_get_items::TransactGetItemsError as Get, transact_write_items::TransactWriteItemsError as Write};
+    use op::{
+        transact_get_items::TransactGetItemsError as Get, transact_write_items::TransactWriteItemsError as Write,
+    };
     if let Some(Write::TransactionCanceledException(canceled)) = error.downcast_ref() {
         return canceled.cancellation_reasons();
     }
