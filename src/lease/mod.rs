@@ -18,6 +18,8 @@ mod heart;
 mod moves;
 mod nudge;
 mod plan;
+#[cfg(test)]
+mod tests;
 mod vacant;
 mod watchman;
 

@@ -90,6 +90,7 @@ impl Tenure<'_> {
         let mine = self.leases.values().filter(|lease| lease.owner.as_ref() == Some(&self.me));
         let stray = mine.filter(|lease| !self.held.contains_key(&lease.shard));
         let stray = stray.filter(|lease| self.draining.is_some() || !self.wanted.contains(&lease.shard));
+        let mut moves = Moves::default();
         let writes: Vec<LeaseWrite> = stray.map(|lease| release(lease, &self.me)).collect();
         for write in writes {
             match self.home.ledger.write(&write).await {
@@ -98,6 +99,7 @@ impl Tenure<'_> {
                         lease.owner = None;
                         lease.seq = write.seq;
                     }
+                    moves.note(Move::HandedOver, "it named this worker, which did not hold it", None, &write.shard);
                 }
                 Ok(Written::Refused(Some(lease))) => {
                     self.leases.insert(write.shard, without_checkpoints(lease));
@@ -105,8 +107,9 @@ impl Tenure<'_> {
                 Ok(Written::Refused(None)) => {
                     self.leases.remove(&write.shard);
                 }
-                Err(_) => return,
+                Err(_) => break,
             }
         }
+        moves.tell();
     }
 }
