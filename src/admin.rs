@@ -36,13 +36,25 @@ impl Default for Listen {
     }
 }
 
-/// Whether a process is ready, and why.
+/// Whether all is well with a process, and why.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Readiness {
+pub struct Health {
     /// The status is 200, else 503.
-    pub ready: bool,
+    pub good: bool,
     /// The body.
     pub details: serde_json::Value,
+}
+
+/// Who knows whether all is well.
+pub type Doctor = Arc<dyn Fn() -> Health + Send + Sync>;
+
+/// What is told of a process beside its metrics.
+#[derive(Clone)]
+pub struct Pages {
+    /// `/livez`: whether it turns.
+    pub live: Doctor,
+    /// `/readyz`: whether it does its share.
+    pub ready: Doctor,
 }
 
 /// The port could not be opened.
@@ -93,18 +105,14 @@ impl Admin {
     ///
     /// # Errors
     /// When accepting connections fails for good.
-    pub async fn serve(
-        self,
-        readiness: impl Fn() -> Readiness + Send + Sync + 'static,
-        stop: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<()> {
+    pub async fn serve(self, pages: Pages, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let (stopping, stopped) = tokio::sync::oneshot::channel();
         let stop = async move {
             stop.await;
             // Nobody waits any more when the server has ended by itself.
             let _ = stopping.send(());
         };
-        let server = axum::serve(self.listener, router(Arc::new(readiness))).with_graceful_shutdown(stop);
+        let server = axum::serve(self.listener, router(pages)).with_graceful_shutdown(stop);
         tokio::select! {
             biased;
             ended = server => ended,
@@ -116,18 +124,15 @@ impl Admin {
     }
 }
 
-type ReadinessFn = dyn Fn() -> Readiness + Send + Sync;
-
-fn router(readiness: Arc<ReadinessFn>) -> Router {
+fn router(Pages { live, ready }: Pages) -> Router {
     Router::new()
         .route("/metrics", get(async || ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::gather())))
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(async move || ready(&*readiness)))
+        .route("/livez", get(async move || tell(live())))
+        .route("/readyz", get(async move || tell(ready())))
 }
 
-fn ready(readiness: &ReadinessFn) -> Response {
-    let Readiness { ready, details } = readiness();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+fn tell(Health { good, details }: Health) -> Response {
+    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(details)).into_response()
 }
 
@@ -168,13 +173,21 @@ mod tests {
     async fn the_pages_answer_and_the_server_stops_though_a_client_hangs() {
         let admin = Admin::bind(any_port(true)).await.unwrap();
         let address = admin.address();
-        let is_ready = Arc::new(AtomicBool::new(false));
-        let readiness = {
-            let is_ready = is_ready.clone();
-            move || Readiness { ready: is_ready.load(Relaxed), details: json!({"shards": 3}) }
+        let is_good = |details: serde_json::Value| {
+            let good = Arc::new(AtomicBool::new(false));
+            let page: Doctor = {
+                let good = good.clone();
+                Arc::new(move || Health { good: good.load(Relaxed), details: details.clone() })
+            };
+            (good, page)
         };
+        let (is_live, live) = is_good(json!({"turned": 9}));
+        let (is_ready, ready) = is_good(json!({"shards": 3}));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let client = async {
+            let answer = ask(address, "/livez").await;
+            assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with(r#"{"turned":9}"#), "{answer}");
+            is_live.store(true, Relaxed);
             assert!(ask(address, "/livez").await.starts_with("HTTP/1.1 200"));
             let answer = ask(address, "/readyz").await;
             assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with(r#"{"shards":3}"#), "{answer}");
@@ -187,7 +200,7 @@ mod tests {
             stop.send(()).unwrap();
             hanging
         };
-        let server = admin.serve(readiness, async {
+        let server = admin.serve(Pages { live, ready }, async {
             let _ = stopped.await;
         });
         let (served, _hanging) = tokio::join!(server, client);

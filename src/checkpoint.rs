@@ -13,7 +13,7 @@
 //!
 //! Ranges that did not fit are called again after a crash, never skipped.
 
-use crate::cell::{AddedId, leb128};
+use crate::cell::{AddedId, Checkpoint, leb128};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -141,6 +141,13 @@ impl Window {
         // A range takes two numbers of at most ten bytes each: fewer than so many need not be encoded to know.
         self.done.len() >= RAGGED / 20 && self.encode().0.len() >= RAGGED
     }
+}
+
+/// Cells up to a tip that a stored checkpoint does not cover.
+#[must_use]
+pub fn lag(checkpoint: &Checkpoint, tip: AddedId) -> u64 {
+    let beyond = Window::resume(checkpoint.low, &checkpoint.done).map_or(0, |window| window.done_beyond());
+    tip.0.saturating_sub(checkpoint.low.0).saturating_sub(beyond)
 }
 
 /// Attempt counts of unfinished cells for the store, ascending: at most 256 bytes, from the lowest. A count that does not

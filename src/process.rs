@@ -1,5 +1,7 @@
 //! The Unix process: log set-up, and the signals that a daemon listens to.
 
+mod repeats;
+
 use crate::cell::setting::BadSetting;
 use serde::{Deserialize, Serialize};
 use signal_hook::{
@@ -11,7 +13,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 use tokio::signal::unix::{self, SignalKind};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What a line of the log looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,14 +69,25 @@ impl LogConfig {
 /// When the level cannot be read.
 pub fn log_to_stderr(config: &LogConfig) -> Result<(), BadSetting> {
     let filter = config.filter()?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     // It would tell on stderr that stderr cannot be written to, and panic on the way.
     let lines = lines.log_internal_errors(false);
-    let _ = match config.format {
-        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    let lines = match config.format {
+        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let _ = tracing_subscriber::registry().with(filter).with(lines.with_filter(repeats::Repeats)).try_init();
     Ok(())
+}
+
+/// Tells how often errors came that were told already, for those whose time has come. To be called now and then.
+pub fn tell_repeated() {
+    repeats::tell(false);
+}
+
+/// As [`tell_repeated`], for all of them: the process ends.
+pub fn tell_all_repeated() {
+    repeats::tell(true);
 }
 
 /// The name of this host, for people.

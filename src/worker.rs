@@ -12,7 +12,7 @@ use crate::{
     cell::{Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId, chain},
     dispatch::{Budget, Config, Trigger},
     filter::FilterError,
-    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View},
+    lease::{self, Coordinator, Ended, EndedShard, Fence, Grant, Identity, View},
     metrics,
     shard::{Foreign, News, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
@@ -162,6 +162,12 @@ pub struct Watch {
     pub view: watch::Receiver<View>,
     /// Each shard's progress.
     pub standings: Standings,
+    /// The triggers at work.
+    pub triggers: News<Triggers>,
+    /// How long it may trust its session.
+    pub fence: Fence,
+    /// Its memory.
+    pub budget: Budget,
 }
 
 /// A worker that is not yet running.
@@ -170,7 +176,7 @@ pub struct Worker {
     coordinator: Coordinator,
     view: watch::Receiver<View>,
     ended: mpsc::UnboundedSender<EndedShard>,
-    triggers: Vec<Arc<Trigger>>,
+    triggers: News<Triggers>,
     /// Their ids, for the coordination.
     working_for: watch::Sender<BTreeSet<TriggerId>>,
     shared: Shared,
@@ -213,13 +219,21 @@ impl Worker {
             standings: Standings::default(),
             foreign: foreign.subscribe(),
         };
+        setup.sources.keys().for_each(|source| metrics::tailed(source.as_str()));
+        let triggers = News::new(Triggers { active: triggers.into(), ..Triggers::default() });
         Ok(Self { setup, coordinator, view, ended, triggers, working_for, shared, foreign })
     }
 
     /// What others may see of it.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        Watch { view: self.view.clone(), standings: self.shared.standings.clone() }
+        Watch {
+            view: self.view.clone(),
+            standings: self.shared.standings.clone(),
+            triggers: self.triggers.clone(),
+            fence: self.shared.fence.clone(),
+            budget: self.shared.budget.clone(),
+        }
     }
 
     /// Runs until `stop`, then drains: shards finish and are handed over first, coordination ends last, then the handlers.
@@ -227,8 +241,7 @@ impl Worker {
     ///
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
-        let Self { setup, coordinator, mut view, ended, triggers, working_for, shared, foreign } = self;
-        let at_work = News::new(Triggers { active: triggers.into(), ..Triggers::default() });
+        let Self { setup, coordinator, mut view, ended, triggers: at_work, working_for, shared, foreign } = self;
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
         let mut told = Told::default();
         let mut stopping: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
@@ -340,7 +353,8 @@ impl Worker {
                     }
                     metrics::shards_held(running.len());
                     held_sender.send_if_modified(|held| {
-                        let now: BTreeSet<ShardRef> = running.keys().cloned().collect();
+                        // The lag of those that nobody holds is told too.
+                        let now: BTreeSet<ShardRef> = running.keys().chain(now.vacant.keys()).cloned().collect();
                         let changed = *held != now;
                         *held = now;
                         changed

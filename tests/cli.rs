@@ -7,6 +7,8 @@ mod erase;
 mod home;
 mod iam;
 mod init;
+mod logs;
+mod metrics;
 mod parked;
 mod shards;
 mod surface;

@@ -329,7 +329,7 @@ async fn rows_that_always_fail_are_given_up_though_the_breaker_is_open() {
     worker.put("trips", rows(30), 10).await;
     until(&handled, 30, 60 * SECOND).await;
     sleep(600 * SECOND).await;
-    let dead: u64 = worker.watch.standings.read().values().map(|told| told[&name("a")].parked.2).sum();
+    let dead: u64 = worker.watch.standings.read().values().map(|told| told[&name("a")].parked[2].cells).sum();
     assert_eq!(dead, 30);
     worker.leave().await;
 }

@@ -5,11 +5,11 @@ use super::{
     crew::{Crew, Mustered},
     exit::Done,
     init,
-    observe::{Observer, SAMPLES},
+    observe::{Observer, SAMPLES, Settings},
     output::say,
 };
 use crate::{
-    admin::Admin,
+    admin::{Admin, Pages},
     cell::{Name, chain},
     config::Config,
     lease::Identity,
@@ -58,6 +58,8 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
     let served = stop.clone();
     let faces = serve(admin, observer.clone(), async move { served.cancelled().await });
     tokio::pin!(faces);
+    let ages = observer.learn_ages();
+    tokio::pin!(ages);
     let mut reloading: Option<Reloading> = None;
     let mut samples = interval(SAMPLES);
     samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -94,8 +96,10 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
             }
             _ = samples.tick() => observer.sample(),
             () = &mut faces => {}
+            never = &mut ages => match never {},
         }
     }
+    process::tell_all_repeated();
     tracing::info!("stopped");
     Ok(Done::All)
 }
@@ -144,7 +148,11 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
         wrap: None,
     };
     let worker = Worker::new(setup).await?;
-    let observer = Observer::new(worker.watch(), sources, config.triggers.keys().cloned());
+    let settings = Settings {
+        per_shard: config.per_shard,
+        margin_limit: config.lease.session.saturating_sub(config.lease.heartbeat),
+    };
+    let observer = Observer::new(worker.watch(), sources, config.triggers.keys().cloned(), settings);
     if let Some(admin) = &admin {
         say(format_args!("metrics on http://{}/metrics", admin.address()));
     }
@@ -194,10 +202,16 @@ fn reload(
     Ok(Reloading { config: Config { triggers: fresh.triggers, ..before.clone() }, handlers, answer })
 }
 
+/// What the pages tell of the worker.
+fn pages(observer: Observer) -> Pages {
+    let (live, ready) = (observer.clone(), observer);
+    Pages { live: Arc::new(move || live.liveness()), ready: Arc::new(move || ready.readiness()) }
+}
+
 /// Serves the pages, if anybody wants them. A worker whose pages fail works on.
 async fn serve(admin: Option<Admin>, observer: Observer, stop: impl Future<Output = ()> + Send + 'static) {
     if let Some(admin) = admin
-        && let Err(error) = admin.serve(move || observer.readiness(), stop).await
+        && let Err(error) = admin.serve(pages(observer), stop).await
     {
         tracing::error!(error = %chain(&error), "metrics are not served any more");
     }

@@ -93,6 +93,7 @@ struct Poll {
 struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<String>,
+    per_shard: bool,
 }
 
 impl Metrics {
@@ -158,6 +159,7 @@ impl File {
                 ceiling: poll.ceiling.unwrap_or_else(|| paces.poll.ceiling.max(poll.floor.unwrap_or_default())),
             },
             metrics: metrics.resolve(fixed_ports)?,
+            per_shard: metrics.per_shard,
             store,
             datastores,
             log,
@@ -179,6 +181,7 @@ impl File {
             checkpoint_interval,
             poll: tail::Config { floor, ceiling },
             metrics,
+            per_shard,
             log,
             triggers,
         } = config.clone();
@@ -195,7 +198,7 @@ impl File {
             worker: Worker { heartbeat, session, drain_deadline, memory },
             checkpoint: Checkpoint { interval: Some(checkpoint_interval) },
             poll: Poll { floor: Some(floor), ceiling: Some(ceiling) },
-            metrics: Metrics { listen },
+            metrics: Metrics { listen, per_shard },
             log,
             triggers,
         }

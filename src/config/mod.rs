@@ -40,6 +40,9 @@ pub struct Config {
     pub poll: tail::Config,
     /// `[metrics] listen`; `None` when it is "off".
     pub metrics: Option<Listen>,
+    /// `[metrics] per_shard`: whether lag and parked cells are exported for each shard too. Default false: 4096 shards are five
+    /// times 4096 series for each trigger.
+    pub per_shard: bool,
     /// `[log]`: what is said on stderr.
     pub log: LogConfig,
     /// `[triggers.NAME]`.
@@ -97,7 +100,7 @@ impl Config {
             ("[worker]", self.lease != other.lease || self.memory != other.memory),
             ("[checkpoint]", self.checkpoint_interval != other.checkpoint_interval),
             ("[poll]", self.poll != other.poll),
-            ("[metrics]", self.metrics != other.metrics),
+            ("[metrics]", self.metrics != other.metrics || self.per_shard != other.per_shard),
             ("[log]", self.log != other.log),
         ];
         changes.into_iter().filter(|(_, changed)| *changed).map(|(table, _)| table).collect()

@@ -267,6 +267,7 @@ heartbeat = "500ms"
 session = "1500ms"
 [metrics]
 listen = "off"
+per_shard = true
 [triggers.a]
 source = "trips"
 columns = ["A"]

@@ -8,7 +8,7 @@ use crate::{
 };
 use futures_util::{StreamExt, future::join_all, stream};
 use std::{iter::repeat_with, pin::pin, sync::Arc, time::Duration};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// A call that ended.
 pub struct Attempted {
@@ -80,8 +80,11 @@ pub async fn attempt(
     }
     if !events.is_empty() {
         let cells: Vec<Cell> = events.iter().map(|event| event.cell.clone()).collect();
+        let (started, began) = (trigger.calls.started(), Instant::now());
         let answers =
             trigger.handler.clone().call(Call { events, timeout: trigger.config.timeout, go: safe.clone() }).await;
+        trigger.calls.took(began.elapsed());
+        drop(started);
         while !safe.now() {
             tokio::time::sleep(UNSAFE_LOOK).await;
         }

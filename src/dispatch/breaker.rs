@@ -1,6 +1,7 @@
 //! Stops calling while everything fails, so that an outage downstream costs a few probes and not an attempt of every cell.
 
 use super::config::BreakerConfig;
+use crate::metrics::BREAKER;
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -69,6 +70,16 @@ impl Breaker {
 
     fn patience(&self) -> Duration {
         (self.config.cool_down * 2).max(Duration::from_secs(60))
+    }
+
+    /// Its state as one of [`BREAKER`](crate::metrics::BREAKER).
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match *self.state() {
+            State::Closed { .. } => BREAKER[0],
+            State::Open { .. } => BREAKER[1],
+            State::Probing { .. } => BREAKER[2],
+        }
     }
 
     /// When the next call may start, without asking for one.

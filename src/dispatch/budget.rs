@@ -4,7 +4,7 @@
 //! and what was read and waits for a slow trigger is given back as soon as another shard wants to read.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{AtomicUsize, Ordering::SeqCst},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -22,6 +22,8 @@ pub struct Budget {
     windows: usize,
     /// Bytes of each trigger's share.
     share: Arc<AtomicUsize>,
+    /// What is used of each share that somebody still holds.
+    used: Arc<Mutex<Vec<Weak<AtomicUsize>>>>,
 }
 
 /// Pays for what was read until all triggers have taken of it what they want.
@@ -68,6 +70,7 @@ impl Budget {
             waiting: Arc::default(),
             windows,
             share: Arc::new(AtomicUsize::new(windows)),
+            used: Arc::default(),
         }
     }
 
@@ -79,7 +82,24 @@ impl Budget {
     /// A share, of which nothing is used.
     #[must_use]
     pub fn share(&self) -> Share {
-        Share { limit: self.share.clone(), used: Arc::default() }
+        let used = Arc::new(AtomicUsize::new(0));
+        let mut all = self.shares();
+        all.retain(|used| used.strong_count() > 0);
+        all.push(Arc::downgrade(&used));
+        Share { limit: self.share.clone(), used }
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Vec<Weak<AtomicUsize>>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is being read and what the windows hold, each with its limit, in bytes.
+    #[must_use]
+    pub fn levels(&self) -> [(usize, usize); 2] {
+        let limit = self.all_pages as usize * UNIT;
+        let reads = limit - self.pages.available_permits() * UNIT;
+        let windows = self.shares().iter().filter_map(Weak::upgrade).map(|used| used.load(SeqCst)).sum();
+        [(reads, limit), (windows, self.windows)]
     }
 
     /// More than all there is counts as all.
@@ -194,6 +214,7 @@ mod tests {
         let (a, b) = (budget.share(), budget.share());
         let huge = a.take(1 << 20, false).unwrap();
         assert!(a.take(1, true).is_none(), "one thing may be larger than the share");
+        assert_eq!(budget.levels(), [(0, 1024), (1 << 20, 6000)]);
         let held = b.take(3000, false).unwrap();
         assert!(b.take(1, false).is_none() && b.take(800, true).is_none());
         assert!(b.take(700, true).is_some(), "a shard that holds nothing of it");

@@ -3,7 +3,7 @@
 //! A cell leaves the window for a lane in one transaction: the change here and the checkpoint that passes the cell are
 //! written together. Until that write is accepted the window keeps the cell.
 
-use crate::cell::{AddedId, LaneChange, Parked};
+use crate::cell::{AddedId, LaneChange, Millis, Parked};
 use std::collections::BTreeMap;
 
 /// Active parked cells of one trigger and shard at most; a cell that would be one more waits in the window.
@@ -55,6 +55,11 @@ impl LaneBook {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Parked> {
         self.active.values()
+    }
+
+    /// Dead cells whose write is not accepted yet, and since when they were tried.
+    pub(super) fn burying(&self) -> impl Iterator<Item = Millis> {
+        self.out.values().chain(self.sending.values()).filter_map(|change| change.dead.as_ref()).map(|dead| dead.since)
     }
 
     /// Changes that wait to be written.
@@ -166,9 +171,11 @@ impl LaneBook {
         (changes, leaves)
     }
 
-    /// The write was accepted.
-    pub(super) fn written(&mut self) {
+    /// The write was accepted. Tells which cells lie in the dead lane now, and since when they were tried.
+    pub(super) fn written(&mut self) -> Vec<(AddedId, Millis)> {
+        let mut buried = Vec::new();
         for (id, change) in std::mem::take(&mut self.sending) {
+            buried.extend(change.dead.map(|dead| (id, dead.since)));
             let Some(Active::Update) = change.active else { continue };
             let Some(revision) = self.revision(id).map(|revision| revision + 1) else { continue };
             if let Some(parked) = self.active.get_mut(&id) {
@@ -178,6 +185,7 @@ impl LaneBook {
             }
         }
         self.recount();
+        buried
     }
 
     fn revision(&self, id: AddedId) -> Option<u64> {

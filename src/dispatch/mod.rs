@@ -19,6 +19,6 @@ pub use attempt::{Attempted, Ended, attempt};
 pub use breaker::{Breaker, Gate};
 pub use budget::{Ballast, Budget, Pages, Share};
 pub use config::{BreakerConfig, Config, Exhausted, MEMORY, Order, Retry, Start, WindowConfig};
-pub use cursor::{Cursor, Item, Next, Now};
+pub use cursor::{Cursor, GRAVES_MAX, Item, Lot, Next, Now};
 pub use rate::Rate;
 pub use trigger::Trigger;

@@ -4,7 +4,7 @@ use super::{Breaker, Config, Rate, Share};
 use crate::{
     cell::{Handler, Name, TriggerRecord},
     filter::Filter,
-    metrics::Attempts,
+    metrics::Calls,
     store::Cells,
 };
 use std::sync::Arc;
@@ -32,8 +32,8 @@ pub struct Trigger {
     pub breaker: Option<Breaker>,
     /// Cells a second.
     pub rate: Option<Rate>,
-    /// Counts attempts by verdict.
-    pub attempts: Attempts,
+    /// Counts its calls.
+    pub calls: Calls,
 }
 
 impl Trigger {
@@ -56,7 +56,7 @@ impl Trigger {
             breaker: config.breaker.clone().map(Breaker::new),
             share,
             rate: config.rate.map(Rate::new),
-            attempts: Attempts::of(name.as_str()),
+            calls: Calls::of(name.as_str()),
             name,
             config,
             record,

@@ -201,8 +201,8 @@ impl Talk {
         let line = match line {
             Line::Whole(line) => line,
             Line::Cut(head) => {
-                let head = excerpt(head, 200);
-                return self.fault(format!("a line of more than {LINE_MAX} bytes, which begins {head:?}"));
+                tracing::debug!(line = excerpt(head, 200), "a line that is too long");
+                return self.fault(format!("a line of more than {LINE_MAX} bytes"));
             }
         };
         match answer::answer(line) {
@@ -218,7 +218,9 @@ impl Talk {
                 if let Some(id) = id {
                     self.settle(&id, Verdict::failed(format_args!("the handler's answer is not valid: {reason}")));
                 }
-                self.fault(format!("a line that is no answer: {reason}: {:?}", excerpt(line, 200)))
+                // It may hold a body, which is in no log above this level.
+                tracing::debug!(line = excerpt(line, 200), "a line that is no answer");
+                self.fault(format!("a line of {} bytes that is no answer: {reason}", line.len()))
             }
         }
     }

@@ -4,19 +4,23 @@
 //! back how they ended. Level-triggered: every turn compares the wanted set with the held set, so that a hint that was lost
 //! costs time and nothing else.
 
+mod leave;
+
 use super::{
-    Config, Fence, Gone, assign,
-    claim::{Claimed, claim, reason, release, without_checkpoints},
+    AllVacant, Config, Fence, Gone, assign,
+    claim::{Claimed, claim, reason, without_checkpoints},
     gone,
     heart::{self, Pulse},
+    moves::{Move, Moves},
     nudge::back_off,
+    vacant::Vacancies,
     wanted,
     watchman::Watchman,
 };
 use crate::{
     cell::{
-        Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, Name, Nudge, Role, Session, SessionId, SessionState,
-        ShardRef, StoreError, TriggerId, TriggerRecord, Written, chain, clock,
+        Answer, Datastore, Epoch, Lease, Ledger, Name, Role, Session, SessionId, SessionState, ShardRef, StoreError,
+        TriggerId, TriggerRecord, chain, clock,
     },
     metrics,
     store::Presence,
@@ -94,6 +98,10 @@ pub struct View {
     pub wanted: usize,
     /// Workers that share the shards.
     pub workers: usize,
+    /// Those of them that nobody holds.
+    pub vacant: Arc<AllVacant>,
+    /// Live sessions of the group.
+    pub sessions: usize,
     /// Shards that cannot be worked on, with the reason.
     pub stopped: BTreeMap<ShardRef, String>,
 }
@@ -178,9 +186,11 @@ impl Coordinator {
                 () = heart => Over::Dead,
                 () = tenure.run(&stop) => Over::Left,
             };
+            tenure.tell_lost(&over);
             self.fence.close();
             self.view.send_modify(|view| {
                 view.grants = Arc::default();
+                view.vacant = Arc::default();
                 view.session = None;
                 view.counted = false;
             });
@@ -274,6 +284,7 @@ struct Tenure<'a> {
     wanted: BTreeSet<ShardRef>,
     resting: BTreeMap<ShardRef, Instant>,
     stopped: BTreeMap<ShardRef, String>,
+    vacancies: Vacancies,
     triggers: Arc<[TriggerRecord]>,
     gone: Arc<BTreeMap<TriggerId, Gone>>,
     look: u64,
@@ -315,6 +326,7 @@ impl<'a> Tenure<'a> {
             wanted: BTreeSet::new(),
             resting: BTreeMap::new(),
             stopped: BTreeMap::new(),
+            vacancies: Vacancies::default(),
             triggers: Arc::new([]),
             gone: Arc::default(),
             look: 0,
@@ -364,40 +376,6 @@ impl<'a> Tenure<'a> {
                     return;
                 }
             }
-        }
-    }
-
-    /// Says that this worker leaves.
-    async fn drain(&mut self) {
-        let now = Instant::now();
-        let alone = self.watchman.roster().len() <= 1;
-        let seen_by_all = if alone { Duration::ZERO } else { self.home.config.membership };
-        let leave_by = now + seen_by_all + self.home.config.drain_deadline + Duration::from_secs(5);
-        self.draining = Some(Draining { give_from: now + seen_by_all, leave_by, told: false });
-        self.tell_draining().await;
-        self.next_reading = now;
-    }
-
-    /// Until it is told, each reading of the members tries again: the others take over the sooner.
-    async fn tell_draining(&mut self) {
-        let Some(draining) = self.draining.as_mut().filter(|draining| !draining.told) else { return };
-        match self.home.ledger.set_state(&self.me, SessionState::Draining).await {
-            Ok(_) => draining.told = true,
-            Err(error) => {
-                let error = chain(&error);
-                tracing::warn!(error, "could not tell the others that this worker leaves; trying again");
-            }
-        }
-    }
-
-    /// Says that this worker is gone. Without it the others wait for the session's length; nothing else depends on it.
-    async fn sign_off(&self) {
-        for tries in 1..=SIGN_OFF_TRIES {
-            match self.home.ledger.set_state(&self.me, SessionState::Dead).await {
-                Ok(_) => return,
-                Err(error) => tracing::warn!(error = chain(&error), tries, "could not sign off"),
-            }
-            tokio::time::sleep(back_off(Duration::from_millis(50), tries)).await;
         }
     }
 
@@ -554,12 +532,12 @@ impl<'a> Tenure<'a> {
         if tailed != tailed_before {
             self.replan();
         }
-        for (source, _) in self.home.sources.iter().zip(tailed).filter(|(_, tailed)| *tailed) {
-            for lease in self.home.ledger.leases(&source.name).await? {
+        for at in (0..tailed.len()).filter(|at| tailed[*at]) {
+            for lease in self.home.ledger.leases(&self.home.sources[at].name).await? {
                 // The sweep may be older than what a claim told.
                 let known = self.leases.get(&lease.shard);
                 if known.is_none_or(|known| known.epoch <= lease.epoch) {
-                    self.leases.insert(lease.shard.clone(), without_checkpoints(lease));
+                    self.know(lease);
                 }
             }
         }
@@ -569,12 +547,38 @@ impl<'a> Tenure<'a> {
             .filter(|(shard, held)| self.leases.get(*shard).is_some_and(|lease| lease.epoch > held.grant.lease.epoch))
             .map(|(shard, _)| shard.clone())
             .collect();
+        let mut moves = Moves::default();
         for shard in lost {
-            tracing::info!(%shard, "an operator or another worker changed the lease: dropped");
+            moves.note(Move::Lost, "an operator or another worker changed the lease", self.owner(&shard), &shard);
             self.held.remove(&shard);
         }
+        moves.tell();
         self.forget_sessions().await;
         Ok(())
+    }
+
+    /// A lease as it was read.
+    fn know(&mut self, lease: Lease) {
+        if self.wanted.contains(&lease.shard) && !self.held.contains_key(&lease.shard) {
+            self.vacancies.know(&lease);
+        }
+        self.leases.insert(lease.shard.clone(), without_checkpoints(lease));
+    }
+
+    /// As last read.
+    fn owner(&self, shard: &ShardRef) -> Option<&SessionId> {
+        self.leases.get(shard)?.owner.as_ref()
+    }
+
+    /// The session is over, and what it held is lost.
+    fn tell_lost(&self, over: &Over) {
+        let reason = match over {
+            Over::Dead => "this worker's session was declared dead",
+            Over::Left => "this worker left before they were handed over",
+        };
+        let mut moves = Moves::default();
+        self.held.keys().for_each(|shard| moves.note(Move::Lost, reason, None, shard));
+        moves.tell();
     }
 
     /// Dead sessions that no lease names go after a day.
@@ -603,6 +607,7 @@ impl<'a> Tenure<'a> {
             (shard, lease)
         });
         let reads: Vec<_> = stream::iter(reads).buffer_unordered(PARALLEL).collect().await;
+        let mut moves = Moves::default();
         for (shard, lease) in reads {
             match lease {
                 Ok(lease) => {
@@ -611,15 +616,17 @@ impl<'a> Tenure<'a> {
                             lease.owner.as_ref() == Some(&self.me) && lease.epoch == held.grant.lease.epoch
                         })
                     };
-                    if !self.held.get(&shard).is_some_and(mine) {
-                        self.held.remove(&shard);
+                    if !self.held.get(&shard).is_some_and(mine) && self.held.remove(&shard).is_some() {
+                        let owner = lease.as_ref().and_then(|lease| lease.owner.as_ref());
+                        moves.note(Move::Lost, "the lease changed while no heartbeat was accepted", owner, &shard);
                     }
-                    self.leases.extend(lease.map(|lease| (shard, without_checkpoints(lease))));
+                    lease.into_iter().for_each(|lease| self.know(lease));
                 }
                 // Still closed; the next pulse tries again.
-                Err(_) => return,
+                Err(_) => return moves.tell(),
             }
         }
+        moves.tell();
         self.home.fence.reopen();
         tracing::info!(margin = ?self.home.fence.margin(), "heartbeats are accepted again: going on");
     }
@@ -629,6 +636,8 @@ impl<'a> Tenure<'a> {
         self.give();
         if self.draining.is_none() {
             self.claim().await;
+        } else {
+            self.vacancies.are(&BTreeSet::new(), Instant::now());
         }
         self.let_go().await;
     }
@@ -654,9 +663,13 @@ impl<'a> Tenure<'a> {
         self.resting.retain(|_, until| *until > now);
         let mut free = Vec::new();
         let mut absent = BTreeSet::new();
+        let mut vacant = BTreeSet::new();
         let mut waiting = false;
         for shard in self.wanted.iter().filter(|shard| !self.held.contains_key(*shard)) {
             let seen = self.leases.get(shard);
+            if self.is_vacant(seen) {
+                vacant.insert(shard.clone());
+            }
             if self.resting.contains_key(shard) {
                 waiting = true;
                 continue;
@@ -696,16 +709,17 @@ impl<'a> Tenure<'a> {
         });
         let claims: Vec<_> = stream::iter(claims).buffer_unordered(PARALLEL).collect().await;
         // Handed over by a worker that is still there, on the plan's account; not by one that left before this one came.
-        let moved = |reason| reason == "handed over" && self.watchman.roster().len() > 1;
-        let mut reasons: BTreeMap<&str, u32> = BTreeMap::new();
+        let others = self.watchman.roster().len() > 1;
+        let mut moves = Moves::default();
         for (shard, seen, claimed) in claims {
             match claimed {
                 Claimed::Held(lease) => {
                     let reason = reason(seen.as_ref(), &self.me);
-                    *reasons.entry(reason).or_default() += 1;
+                    moves.note(Move::Took, reason, seen.and_then(|lease| lease.owner).as_ref(), &shard);
                     metrics::shard_claimed(reason);
                     tracing::debug!(%shard, epoch = %lease.epoch, reason, "claimed");
-                    let rests = if moved(reason) { REST } else { Duration::ZERO };
+                    vacant.remove(&shard);
+                    let rests = if others && reason == "handed over" { REST } else { Duration::ZERO };
                     let lease = Arc::new(lease);
                     self.leases.insert(shard.clone(), without_checkpoints(Lease::clone(&lease)));
                     let grant = Grant { lease, give_by: None, look: self.look };
@@ -713,10 +727,13 @@ impl<'a> Tenure<'a> {
                 }
                 Claimed::Taken(lease) => {
                     waiting = true;
+                    if !self.is_vacant(lease.as_ref()) {
+                        vacant.remove(&shard);
+                    }
                     match lease {
-                        Some(lease) => self.leases.insert(shard, without_checkpoints(lease)),
-                        None => self.leases.remove(&shard),
-                    };
+                        Some(lease) => self.know(lease),
+                        None => drop(self.leases.remove(&shard)),
+                    }
                 }
                 Claimed::Unknown => {
                     waiting = true;
@@ -724,15 +741,20 @@ impl<'a> Tenure<'a> {
                 }
             }
         }
-        for (reason, shards) in reasons {
-            tracing::info!(shards, reason, "took shards");
-        }
+        moves.tell();
+        self.vacancies.are(&vacant, Instant::now());
         self.waiting_since = waiting.then(|| self.waiting_since.unwrap_or(now));
         if more {
             self.next_reading = Instant::now();
         } else if waiting {
             self.next_sweep = self.next_sweep.min(Instant::now() + self.sweep_interval());
         }
+    }
+
+    /// Whether nobody holds a shard of that lease, and this worker does not either.
+    fn is_vacant(&self, lease: Option<&Lease>) -> bool {
+        let owner = lease.and_then(|lease| lease.owner.as_ref()).filter(|owner| **owner != self.me);
+        owner.is_none_or(|owner| self.sessions.get(owner).is_none_or(|state| *state == SessionState::Dead))
     }
 
     /// Whether the lease belongs to the datastore that we tail; says so loudly when not.
@@ -754,64 +776,9 @@ impl<'a> Tenure<'a> {
         false
     }
 
-    /// Removes this session from leases that name it, that it does not hold, and that it does not want: an answer was lost.
-    async fn let_go(&mut self) {
-        let mine = self.leases.values().filter(|lease| lease.owner.as_ref() == Some(&self.me));
-        let stray = mine.filter(|lease| !self.held.contains_key(&lease.shard));
-        let stray = stray.filter(|lease| self.draining.is_some() || !self.wanted.contains(&lease.shard));
-        let writes: Vec<LeaseWrite> = stray.map(|lease| release(lease, &self.me)).collect();
-        for write in writes {
-            match self.home.ledger.write(&write).await {
-                Ok(Written::Accepted) => {
-                    if let Some(lease) = self.leases.get_mut(&write.shard) {
-                        lease.owner = None;
-                        lease.seq = write.seq;
-                    }
-                }
-                Ok(Written::Refused(Some(lease))) => {
-                    self.leases.insert(write.shard, without_checkpoints(lease));
-                }
-                Ok(Written::Refused(None)) => {
-                    self.leases.remove(&write.shard);
-                }
-                Err(_) => return,
-            }
-        }
-    }
-
-    async fn on_ended(&mut self, all: Vec<EndedShard>) {
-        let mut nudged = BTreeSet::new();
-        for (shard, epoch, ended) in all {
-            if self.held.get(&shard).is_none_or(|held| held.grant.lease.epoch != epoch) {
-                continue;
-            }
-            self.held.remove(&shard);
-            match ended {
-                Ended::Released => {
-                    tracing::debug!(%shard, %epoch, "handed over");
-                    if let Some(lease) = self.leases.get_mut(&shard) {
-                        lease.owner = None;
-                    }
-                    nudged.extend(self.wanted_owner(&shard).filter(|owner| **owner != self.me).cloned());
-                }
-                Ended::Lost => {
-                    tracing::info!(%shard, %epoch, "the lease is no longer this worker's");
-                    self.resting.insert(shard.clone(), Instant::now() + REST_LOST);
-                    self.next_sweep = self.next_sweep.min(Instant::now() + REST_LOST);
-                    if let Ok(lease) = self.home.ledger.lease(&shard).await {
-                        self.leases.extend(lease.map(|lease| (shard, without_checkpoints(lease))));
-                    }
-                }
-            }
-        }
-        for owner in nudged {
-            // A hint; the owner finds the shard by itself a little later.
-            let _ = self.home.ledger.nudge(&owner, Nudge::Leases).await;
-        }
-    }
-
     fn publish(&self) {
         let counted = self.swept && self.watchman.roster().contains(&self.me);
+        let live = self.sessions.values().filter(|state| **state == SessionState::Live).count();
         self.home.view.send_if_modified(|view| {
             let same = |(told, held): (&Grant, &Held)| {
                 let Grant { lease, give_by, look } = &held.grant;
@@ -824,8 +791,9 @@ impl<'a> Tenure<'a> {
                 || view.gone != self.gone
                 || view.session.as_ref() != Some(&self.me)
                 || view.stopped != self.stopped
-                || (view.counted, view.wanted, view.workers)
-                    != (counted, self.wanted.len(), self.watchman.roster().len());
+                || !Arc::ptr_eq(&view.vacant, self.vacancies.all())
+                || (view.counted, view.wanted, view.workers, view.sessions)
+                    != (counted, self.wanted.len(), self.watchman.roster().len(), live);
             if changed {
                 if moved {
                     let grants = self.held.iter().map(|(shard, held)| (shard.clone(), held.grant.clone()));
@@ -837,6 +805,8 @@ impl<'a> Tenure<'a> {
                 view.counted = counted;
                 view.wanted = self.wanted.len();
                 view.workers = self.watchman.roster().len();
+                view.sessions = live;
+                view.vacant = self.vacancies.all().clone();
                 view.stopped.clone_from(&self.stopped);
             }
             changed

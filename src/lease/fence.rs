@@ -20,12 +20,20 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct Fence(Arc<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    /// In nanoseconds since boot.
+    /// In nanoseconds since boot; 0 while there is no session.
     until: AtomicU64,
+    /// The least that was left, in nanoseconds, when a heartbeat was accepted; the maximum while none was.
+    lowest: AtomicU64,
     /// The time ran out once, and nobody has read the leases since.
     lapsed: AtomicBool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { until: AtomicU64::new(0), lowest: AtomicU64::new(u64::MAX), lapsed: AtomicBool::new(false) }
+    }
 }
 
 impl Fence {
@@ -51,8 +59,18 @@ impl Fence {
     /// A heartbeat was accepted.
     pub(super) fn extend(&self, until: Duration) {
         // Looks at the old time first: a lapse that nobody noticed counts.
-        let _ = self.margin();
+        let margin = self.margin();
+        if self.0.until.load(SeqCst) > 0 {
+            self.0.lowest.fetch_min(u64::try_from(margin.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+        }
         self.0.until.fetch_max(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+    }
+
+    /// The least margin that a heartbeat found since this was last asked; `None` when there was no heartbeat.
+    #[must_use]
+    pub fn take_lowest(&self) -> Option<Duration> {
+        let lowest = self.0.lowest.swap(u64::MAX, SeqCst);
+        (lowest < u64::MAX).then(|| Duration::from_nanos(lowest))
     }
 
     /// The leases were read after a lapse. Open again if a heartbeat was accepted recently enough.
@@ -88,10 +106,17 @@ mod tests {
         fence.extend(7 * second);
         fence.reopen();
         assert_eq!(fence.margin(), 7 * second);
-        tokio::time::advance(8 * second).await;
+        assert_eq!(fence.take_lowest(), None, "the first of a session says nothing");
+        tokio::time::advance(3 * second).await;
+        fence.extend(8 * second);
+        tokio::time::advance(second).await;
+        fence.extend(8 * second);
+        assert_eq!((fence.take_lowest(), fence.take_lowest()), (Some(4 * second), None));
+        tokio::time::advance(4 * second).await;
         // Nobody looked while the time ran out; the heartbeat comes first.
         fence.extend(15 * second);
         assert!(!fence.is_safe());
+        assert_eq!(fence.take_lowest(), Some(Duration::ZERO));
         assert!(fence.wants_reading());
         fence.reopen();
         assert!(fence.is_safe());

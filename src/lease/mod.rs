@@ -16,8 +16,12 @@ mod coordinator;
 mod fence;
 mod gone;
 mod heart;
+mod moves;
 mod nudge;
 mod plan;
+#[cfg(test)]
+mod tests;
+mod vacant;
 mod watchman;
 
 pub use config::Config;
@@ -26,4 +30,5 @@ pub use fence::Fence;
 pub use gone::Gone;
 pub use nudge::nudge_all;
 pub use plan::{assign, wanted};
+pub use vacant::{AllVacant, Vacant};
 pub use watchman::{Findings, Watchman};

@@ -12,8 +12,11 @@ mod work;
 mod write;
 
 use crate::{
-    cell::{AddedId, Lane, LaneKind, Ledger, Name, Parked, SessionId, ShardRef, StoreError, TriggerId, TriggerRecord},
-    dispatch::{Budget, Cursor, Trigger},
+    cell::{
+        AddedId, Lane, LaneKind, Ledger, Millis, Name, Parked, SessionId, ShardRef, StoreError, TriggerId,
+        TriggerRecord,
+    },
+    dispatch::{Budget, Cursor, GRAVES_MAX, Trigger},
     lease::{Ended, Fence, Gone, Grant},
     store::Cells,
 };
@@ -94,8 +97,8 @@ impl Shard {
     }
 }
 
-fn active_lane(cursor: &Cursor, shard: &ShardRef) -> Lane {
-    Lane { trigger: cursor.trigger().record.id.clone(), shard: shard.clone(), kind: LaneKind::Active }
+fn lane(cursor: &Cursor, shard: &ShardRef, kind: LaneKind) -> Lane {
+    Lane { trigger: cursor.trigger().record.id.clone(), shard: shard.clone(), kind }
 }
 
 /// All of a lane.
@@ -108,6 +111,20 @@ async fn read_lane(ledger: &dyn Ledger, lane: &Lane) -> Result<Vec<Parked>, Stor
         all.extend(page);
         if whole {
             return Ok(all);
+        }
+    }
+}
+
+/// What lies in a dead lane, for those who watch: each place, and since when it was tried. Of a very full one not all.
+async fn read_graves(ledger: &dyn Ledger, lane: &Lane) -> Result<BTreeMap<AddedId, Millis>, StoreError> {
+    let mut graves = BTreeMap::new();
+    loop {
+        let after = graves.last_key_value().map_or(AddedId(0), |(id, _)| *id);
+        let page = ledger.parked(lane, after, LANE_PAGE).await?;
+        let whole = page.len() < LANE_PAGE;
+        graves.extend(page.into_iter().map(|parked| (parked.added_id, parked.since)));
+        if whole || graves.len() >= GRAVES_MAX {
+            return Ok(graves);
         }
     }
 }

@@ -10,6 +10,12 @@ use tokio::sync::Notify;
 #[derive(Default)]
 pub struct News<T>(Arc<Board<T>>);
 
+impl<T> Clone for News<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
 /// The value, for one who follows it.
 pub struct Follower<T> {
     board: Arc<Board<T>>,

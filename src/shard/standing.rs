@@ -1,13 +1,17 @@
 //! What the shards of a process tell about their work, for whoever watches.
 
-use crate::cell::{AddedId, Epoch, Millis, Name, ShardRef};
+use crate::{
+    cell::{AddedId, Epoch, Millis, Name, ShardRef},
+    dispatch::Lot,
+};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use tokio::time::Instant;
 
 /// What a shard tells about one of its triggers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Standing {
     /// Low-water.
     pub low: AddedId,
@@ -17,8 +21,12 @@ pub struct Standing {
     pub lag: u64,
     /// `created_at` of the oldest unfinished cell, when there is one.
     pub oldest: Option<Millis>,
-    /// Parked cells: retrying, waiting, dead since the last resume.
-    pub parked: (usize, usize, u64),
+    /// Parked cells: retrying, waiting, dead.
+    pub parked: [Lot; 3],
+    /// How full the window is, from 0 to 1.
+    pub window_fill: f64,
+    /// Since when something is finished that no stored checkpoint covers.
+    pub unstored_since: Option<Instant>,
     /// Why nothing is called, if so.
     pub paused: Option<String>,
     /// Why there is no progress though there should be, if so.

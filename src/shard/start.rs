@@ -2,11 +2,11 @@
 //! that a start by time or by `newest` means the same after a crash.
 
 use super::{
-    Home, active_lane, read_lane,
+    Home, lane, read_graves, read_lane,
     write::{Trouble, Wrote, write},
 };
 use crate::{
-    cell::{AddedId, Checkpoint, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
+    cell::{AddedId, Checkpoint, LaneKind, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
     dispatch::{Cursor, Now, Start, Trigger},
     tail::{self, TailError},
 };
@@ -107,8 +107,11 @@ async fn cursors(
         let checkpoint = lease.checkpoints.get(&trigger.record.id).cloned().unwrap_or_default();
         let mut cursor = Cursor::new(trigger.clone(), home.shard.clone(), &checkpoint)
             .map_err(|error| NoStart::Later(format!("trigger {}: {error}", trigger.name)))?;
-        let parked = read_lane(&*home.shared.ledger, &active_lane(&cursor, &home.shard)).await?;
+        let (ledger, lane) = (&*home.shared.ledger, |kind| lane(&cursor, &home.shard, kind));
+        let parked = read_lane(ledger, &lane(LaneKind::Active)).await?;
+        let graves = read_graves(ledger, &lane(LaneKind::Dead)).await?;
         cursor.resume_lane(parked, Now { instant: Instant::now(), wall: clock::wall() });
+        cursor.count_graves(graves);
         cursors.push(cursor);
     }
     Ok(cursors)

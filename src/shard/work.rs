@@ -1,16 +1,20 @@
 //! The loop of a held shard.
 
 use super::{
-    Follower, Home, Triggers, active_lane,
+    Follower, Home, Triggers, lane,
     pause::pause,
-    read_lane,
+    read_graves, read_lane,
     ring::{self, Ring},
     standing::{Standing, Told},
     start::{NoStart, Started, start},
     write::{Trouble, Wrote, write},
 };
 use crate::{
-    cell::{AddedId, Epoch, Go, Lane, Lease, LeaseWrite, Parked, StoreError, TriggerId, TriggerRecord, chain, clock},
+    cell::{
+        AddedId, Epoch, Go, Lane, LaneKind, Lease, LeaseWrite, Millis, Parked, StoreError, TriggerId, TriggerRecord,
+        chain, clock,
+    },
+    checkpoint,
     dispatch::{Attempted, Cursor, Next, Now, Pages, Trigger, attempt},
     lease::{Ended, Gone, Grant},
     metrics,
@@ -51,7 +55,15 @@ const TOLD: Duration = Duration::from_millis(500);
 enum Books {
     Started(Started),
     Wrote(Wrote),
-    Looked(Result<Vec<(u64, Vec<Parked>)>, StoreError>),
+    Looked(Result<Vec<Looked>, StoreError>),
+}
+
+/// What lies in the lanes of a cursor.
+struct Looked {
+    number: u64,
+    active: Vec<Parked>,
+    /// `None` where none were known before: only the owner adds to them.
+    dead: Option<BTreeMap<AddedId, Millis>>,
 }
 
 /// A read that ended: after which place, what paid for it, and what came.
@@ -669,23 +681,30 @@ impl Work {
         );
     }
 
-    /// Reads all active lanes: an operator was there.
+    /// Reads all active lanes, and the dead ones that are not empty: an operator was there.
     fn start_look(&mut self) {
         self.look_due = false;
-        let lanes: Vec<(u64, Lane)> =
-            self.cursors.iter().map(|(number, held)| (*number, active_lane(&held.cursor, &self.home.shard))).collect();
+        let shard = &self.home.shard;
+        let lanes = self.cursors.iter().map(|(number, Held { cursor, .. })| {
+            let dead = cursor.has_dead().then(|| lane(cursor, shard, LaneKind::Dead));
+            (*number, lane(cursor, shard, LaneKind::Active), dead)
+        });
+        let lanes: Vec<(u64, Lane, Option<Lane>)> = lanes.collect();
         let ledger = self.home.shared.ledger.clone();
         self.begin(
             async move {
                 let mut all = Vec::with_capacity(lanes.len());
-                for (number, lane) in lanes {
-                    match read_lane(&*ledger, &lane).await {
-                        Ok(parked) => all.push((number, parked)),
-                        Err(error) => return Books::Looked(Err(error)),
-                    }
+                for (number, active, dead) in lanes {
+                    let active = read_lane(&*ledger, &active).await?;
+                    let dead = match dead {
+                        Some(dead) => Some(read_graves(&*ledger, &dead).await?),
+                        None => None,
+                    };
+                    all.push(Looked { number, active, dead });
                 }
-                Books::Looked(Ok(all))
+                Ok(all)
             }
+            .map(Books::Looked)
             .boxed(),
         );
     }
@@ -721,9 +740,12 @@ impl Work {
             }
             Books::Wrote(Wrote::Lost) => return Some(Ended::Lost),
             Books::Looked(Ok(all)) => {
-                for (number, parked) in all {
+                for Looked { number, active, dead } in all {
                     if let Some(held) = self.cursors.get_mut(&number) {
-                        held.cursor.reconcile(parked, now);
+                        held.cursor.reconcile(active, now);
+                        if let Some(dead) = dead {
+                            held.cursor.count_graves(dead);
+                        }
                     }
                 }
             }
@@ -792,24 +814,29 @@ impl Work {
         let stopped = foreign.or_else(|| self.stopped.clone()).or_else(|| self.trouble.borrow().clone());
         let standings = self.cursors.values().map(|held| {
             let cursor = &held.cursor;
-            let (retrying, waiting) = cursor.parked();
             let lag = cursor.lag(tip);
             let standing = Standing {
                 low: cursor.low(),
                 tip,
                 lag,
                 oldest: (lag > 0).then(|| cursor.oldest()).flatten(),
-                parked: (retrying, waiting, cursor.dead()),
+                parked: cursor.lots(),
+                window_fill: cursor.window_fill(),
+                unstored_since: cursor.unstored_since(),
                 paused: cursor.pause().map(str::to_owned),
                 stopped: stopped.clone(),
             };
             (cursor.trigger().name.clone(), standing)
         });
         let mut told: Told = standings.collect();
-        if let Some(error) = &self.start_error {
-            for trigger in self.missing() {
-                let standing = Standing { tip, stopped: Some(error.clone()), ..Standing::default() };
-                told.push((trigger.name.clone(), standing));
+        for trigger in self.missing() {
+            // Not at work yet: how far it is stands in the lease.
+            let checkpoint = self.lease.checkpoints.get(&trigger.record.id);
+            let low = checkpoint.map_or(AddedId(0), |checkpoint| checkpoint.low);
+            let lag = checkpoint.map_or(0, |checkpoint| checkpoint::lag(checkpoint, tip));
+            if lag > 0 || self.start_error.is_some() {
+                let stopped = self.start_error.clone();
+                told.push((trigger.name.clone(), Standing { low, tip, lag, stopped, ..Standing::default() }));
             }
         }
         shared.standings.tell(&self.home.shard, self.epoch, told);

@@ -38,7 +38,7 @@ fn a_worker_handles_what_is_put_and_leaves_at_a_signal() {
     assert_eq!(rows, ["a", "b", "c"]);
 
     until(|| worker.get("/readyz").starts_with("HTTP/1.1 200")).expect("it becomes ready");
-    assert!(worker.get("/livez").contains("ok"));
+    assert!(worker.get("/livez").contains("\"live\":true"));
     let lag = "cellhook_trigger_lag_cells{trigger=\"bill\"} 0";
     until(|| worker.get("/metrics").contains(lag)).unwrap_or_else(|| panic!("{}", worker.get("/metrics")));
 

@@ -12,6 +12,7 @@
 //!
 //! A cell counts against the window until it is finished and covered by a durable checkpoint, or parked in a durable lane.
 
+mod look;
 mod parking;
 mod retries;
 mod save;
@@ -27,6 +28,7 @@ use crate::{
     metrics,
 };
 use bytestring::ByteString;
+pub use look::{GRAVES_MAX, Lot};
 use retries::Retries;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -133,6 +135,8 @@ pub struct Cursor {
     attempts: BTreeMap<AddedId, u32>,
     book: LaneBook,
     dead: u64,
+    /// The dead lane as it is stored: each place, and since when it was tried.
+    graves: BTreeMap<AddedId, Millis>,
     generation: u64,
     paused: Option<ShardPause>,
     trigger_paused: bool,
@@ -143,6 +147,8 @@ pub struct Cursor {
     pause_wish: Option<String>,
     /// Since when something is finished that no durable checkpoint covers.
     dirty_since: Option<Instant>,
+    /// The same of what the write under way covers.
+    sent_since: Option<Instant>,
     /// Window positions that leave with the write under way.
     leaving: Vec<(AddedId, AddedId)>,
     rate_wait: Option<Instant>,
@@ -177,6 +183,7 @@ impl Cursor {
             attempts,
             book: LaneBook::default(),
             dead: checkpoint.dead,
+            graves: BTreeMap::new(),
             generation: checkpoint.generation,
             paused: checkpoint.paused.clone(),
             trigger_paused: false,
@@ -184,6 +191,7 @@ impl Cursor {
             pausing: None,
             pause_wish: None,
             dirty_since: None,
+            sent_since: None,
             leaving: Vec::new(),
             rate_wait: None,
             times: VecDeque::new(),
@@ -221,13 +229,6 @@ impl Cursor {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight
-    }
-
-    /// Cells in the active lane: retrying, waiting.
-    #[must_use]
-    pub fn parked(&self) -> (usize, usize) {
-        let retrying = self.book.iter().filter(|parked| parked.state == ParkedState::Retrying).count();
-        (retrying, self.book.len() - retrying)
     }
 
     /// Dead cells since the last resume.
@@ -550,7 +551,7 @@ impl Cursor {
         let Ended { mut item, verdict, called } = ended;
         self.in_flight -= 1;
         if called {
-            self.trigger.attempts.ended(verdict.label());
+            self.trigger.calls.ended(verdict.label());
         }
         self.tell_breaker(&verdict, called, probe, now);
         if item.parked {

@@ -14,6 +14,8 @@ use bytestring::ByteString;
 use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
+/// Bytes of an error that the log shows; all of it stands in the lane.
+const LOGGED: usize = 200;
 /// Longest wait, whatever a handler asks for.
 const WAIT_MAX: Duration = Duration::from_hours(365 * 24);
 
@@ -69,7 +71,14 @@ impl Cursor {
             since: item.since.unwrap_or(now.wall),
             ..self.parked_as(item.added_id, state, now)
         };
-        tracing::debug!(trigger = %self.trigger.name, shard = %self.shard, added_id = %item.added_id, ?state, "parked");
+        let Parked { row_key: row, column, ref_key, attempts, .. } = &parked;
+        let (trigger, shard, added_id) = (&self.trigger.name, &self.shard, item.added_id);
+        let error = parked.errors.last().map(|error| cut(error));
+        if state == ParkedState::Retrying {
+            tracing::info!(%trigger, %shard, %added_id, row, column, ref_key, attempts, error, "parked until it is tried again");
+        } else {
+            tracing::info!(%trigger, %shard, %added_id, row, column, ref_key, "parked behind a retrying cell of its row");
+        }
         self.book.park(parked);
         self.undone -= 1;
         self.bytes -= item.size();
@@ -172,8 +181,13 @@ impl Cursor {
             }
         };
         let parked = Parked { attempts: item.attempts, errors: item.errors, next_attempt_at: Millis(0), ..parked };
+        let Parked { row_key: row, column, ref_key, attempts, .. } = &parked;
+        // What CEL says may show the cell's values, which are in no log.
+        let filtered = *attempts == 0;
+        let error =
+            if filtered { Some("the filter fails on it") } else { parked.errors.last().map(|error| cut(error)) };
         tracing::warn!(trigger = %self.trigger.name, shard = %self.shard, added_id = %item.added_id,
-            row = parked.row_key, attempts = parked.attempts, error = parked.errors.last(), "parked as dead");
+            row, column, ref_key, attempts, error, "parked as dead");
         self.book.bury(parked, from_window);
         self.count_dead(now);
         self.leave_row(&item.lock, now);
@@ -298,4 +312,9 @@ impl Cursor {
             self.in_hand.remove(&id);
         }
     }
+}
+
+fn cut(error: &str) -> &str {
+    let end = (0..=LOGGED.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
+    &error[..end.unwrap_or(0)]
 }

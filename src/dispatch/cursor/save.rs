@@ -1,6 +1,6 @@
 //! What is written of a cursor's work: the checkpoint, and the changes of its lanes.
 
-use super::{Cursor, Now};
+use super::{Cursor, GRAVES_MAX, Now};
 use crate::{
     cell::{Checkpoint, LaneChange},
     checkpoint::{Window, encode_attempts},
@@ -41,6 +41,7 @@ impl Cursor {
         }
         self.leaving = leaving;
         self.unsaved_sent = self.unsaved;
+        self.sent_since = self.unstored_since();
         self.dirty_since = None;
         (checkpoint, changes)
     }
@@ -71,7 +72,12 @@ impl Cursor {
         for (first, last) in std::mem::take(&mut self.leaving) {
             self.window.finish_range(first, last);
         }
-        self.book.written();
+        self.sent_since = None;
+        for (id, since) in self.book.written() {
+            if self.graves.len() < GRAVES_MAX {
+                self.graves.insert(id, since);
+            }
+        }
         self.unsaved -= std::mem::take(&mut self.unsaved_sent);
         if self.book.pending() > 0 {
             self.dirty_since.get_or_insert(now.instant);

@@ -101,7 +101,7 @@ fn kind_of_chain(error: &(dyn Error + 'static)) -> ErrorKind {
 
 /// A code that we do not know counts as no answer: that is looked at again, and no cell is refused for it. So does
 /// `TransactionInProgressException`: the very same request is being applied.
-fn kind_of_code(code: &str) -> ErrorKind {
+pub(super) fn kind_of_code(code: &str) -> ErrorKind {
     match code {
         "ProvisionedThroughputExceededException"
         | "ProvisionedThroughputExceeded"

@@ -6,6 +6,7 @@ mod faulty;
 mod items;
 mod ledger;
 mod log;
+mod meter;
 mod open;
 mod policy;
 mod settings;

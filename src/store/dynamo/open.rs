@@ -4,6 +4,7 @@ use super::failure::{Access, failed, undecodable};
 use super::items::{self, FoundDatastore};
 use super::ledger::DynamoLedger;
 use super::log::DynamoLog;
+use super::meter::Meter;
 use super::settings::{Difference, TableSettings, settle};
 use super::tables::{DatastoreTables, Found, GroupTables, Table, make_all};
 use crate::cell::{Datastore, Incarnation, Ledger, Log, Name, NewDatastore, SCHEMA, StoreError};
@@ -460,7 +461,7 @@ fn inside(connector: impl HttpClient + 'static, timeout: Duration) -> Client {
     Client::from_conf(ours(config, timeout).build())
 }
 
-/// What holds for every client: no retries (ours know three outcomes), and an end to every attempt.
+/// What holds for every client: no retries (ours know three outcomes), an end to every attempt, and all is counted.
 pub(super) fn ours(config: Builder, timeout: Duration) -> Builder {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -468,6 +469,7 @@ pub(super) fn ours(config: Builder, timeout: Duration) -> Builder {
         .operation_timeout(timeout)
         .build();
     config
+        .interceptor(Meter)
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
