@@ -40,6 +40,8 @@ enum RoleName {
     Read,
     /// Who looks after the workers: the other verbs.
     Operate,
+    /// Who checks the tables: `verify`.
+    Verify,
 }
 
 impl RoleName {
@@ -50,6 +52,7 @@ impl RoleName {
             Self::Write => Role::Write,
             Self::Read => Role::Read,
             Self::Operate => Role::Operate,
+            Self::Verify => Role::Verify,
         }
     }
 
@@ -94,12 +97,15 @@ pub(super) fn iam_policy(context: &mut Context, args: Args) -> anyhow::Result<Do
     let config = context.config()?;
     let region = args.region.as_deref().or(config.store.region.as_deref()).unwrap_or("*");
     let appended: Vec<&Name> = appended(&config).into_iter().collect();
+    let retained = config.datastores.iter().filter(|(_, datastore)| datastore.retention.is_some());
+    let retained: Vec<&Name> = retained.map(|(name, _)| name).collect();
     let datastores: Vec<&Name> = config.datastores.keys().collect();
     let scope = Scope {
         prefix: &config.store.table_prefix,
         group: &config.group,
         datastores: &datastores,
         appended: &appended,
+        retained: &retained,
         region,
         account: &args.account,
     };

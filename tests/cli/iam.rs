@@ -6,8 +6,9 @@ use super::{
     home::*,
 };
 use cellhook::{
-    cell::{Name, SessionId},
+    cell::{AddedId, Name, SessionId, ShardId},
     store::{Config, Kind, Store},
+    tail,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use std::{collections::BTreeSet, fs};
 const REST: &str = r#"table_prefix = "p."
 [datastores.trips]
 shards = 8
+retention = "30d"
 [worker]
 heartbeat = "100ms"
 session = "400ms"
@@ -105,7 +107,7 @@ fn verbs(home: &Home, words: &[&str]) -> Vec<String> {
 
 /// Every verb belongs to the work of a role, or asks the store for nothing.
 fn nobody_is_forgotten(home: &Home, done: &BTreeSet<String>) {
-    const ASKS_NOTHING: [&str; 5] = ["check", "bench", "iam-policy", "completions", "man"];
+    const ASKS_NOTHING: [&str; 6] = ["check", "bench", "iam-policy", "completions", "man", "health"];
     for noun in verbs(home, &[]).into_iter().filter(|noun| !ASKS_NOTHING.contains(&noun.as_str())) {
         let below = verbs(home, &[&noun]);
         for verb in if below.is_empty() { vec![noun] } else { below } {
@@ -164,18 +166,23 @@ async fn each_role_has_the_rights_of_its_work_and_no_others() {
     until(|| parked().len() == 1).unwrap_or_else(|| panic!("{:?} {}", parked(), worker.said()));
     worker.signal(Signal::TERM);
     assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
-    // What a worker does once a day.
+    // What a worker does once an hour, and once a day.
     let config = Config {
         kind: Kind::Dynamodb,
         endpoint: Some(dynamo.endpoint()),
         table_prefix: "p.".into(),
         ..Config::default()
     };
-    let ledger = Store::open(&config).await.unwrap().ledger(&Name::new("night").unwrap()).await.unwrap();
+    let store = Store::open(&config).await.unwrap();
+    let log = store.datastore(&Name::new("trips").unwrap(), None).await.unwrap();
+    tail::trim(&*log, ShardId(0), AddedId(0), 1).await.unwrap();
+    log.delete_segment(ShardId(0), AddedId(99)).await.unwrap();
+    let ledger = store.ledger(&Name::new("night").unwrap()).await.unwrap();
     ledger.forget_session(&SessionId::from_stored("nobody")).await.unwrap();
     compare(&home, "run", &dynamo.rights());
 
-    work(&["shards"], 0);
+    work(&["shards", "list"], 0);
+    work(&["shards", "show", "trips", "0"], 0);
     let id = work(&["workers", "list", "--all", "--json"], 0).objects()[0]["id"].as_str().unwrap().to_owned();
     work(&["workers", "show", &id], 0);
     let dead = work(&["parked", "list", "--json"], 0).objects().remove(0);
@@ -186,12 +193,21 @@ async fn each_role_has_the_rights_of_its_work_and_no_others() {
     work(&["triggers", "list"], 0);
     work(&["triggers", "pause", "bill", "--reason", "night"], 0);
     work(&["triggers", "resume", "bill"], 0);
+    work(&["triggers", "show", "bill"], 0);
+    work(&["triggers", "pause", "bill", "--reason", "night", "--shard", &shard], 0);
+    work(&["triggers", "rename", "bill", "charge"], 0);
+    work(&["triggers", "rename", "charge", "bill"], 0);
     work(&["checkpoint", "show", "bill"], 0);
     work(&["checkpoint", "rewind", "bill", "--to", "oldest", "--yes"], 0);
     work(&["checkpoint", "skip", "bill", "--shard", &shard, "--added-id", &place, "--yes"], 0);
     work(&["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--yes"], 0);
     work(&["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--yes"], 0);
+    work(&["retention", "trips"], 0);
+    work(&["erase", "trips", "a", "--yes"], 0);
+    work(&["triggers", "retire", "bill", "--force", "--drop-parked", "--yes"], 0);
     compare(&home, "operate", &dynamo.rights());
+    work(&["verify", "--yes"], 1);
+    compare(&home, "verify", &dynamo.rights());
     nobody_is_forgotten(&home, &done);
 }
 
@@ -199,12 +215,12 @@ async fn each_role_has_the_rights_of_its_work_and_no_others() {
 fn the_roles_are_listed_and_a_file_needs_no_policy() {
     let home = Home::with("[datastores.trips]\n");
     let listed = home.run(&["iam-policy"]).done().stdout;
-    for role in ["init", "run", "write", "read", "operate"] {
+    for role in ["init", "run", "write", "read", "operate", "verify"] {
         assert!(listed.contains(role), "{listed}");
         let policy = home.run(&["iam-policy", role]).done().says("store.kind is embedded, which needs no policy");
         assert!(policy.stdout.contains("arn:aws:dynamodb:*:*:table/trips.cells"), "{policy:?}");
     }
-    assert_eq!(home.run(&["iam-policy", "--json"]).done().objects().len(), 5);
+    assert_eq!(home.run(&["iam-policy", "--json"]).done().objects().len(), 6);
     home.run(&["iam-policy", "run", "--account", "me"]).ended(2).says("twelve digits");
     home.run(&["iam-policy", "run", "--region", "a:b"]).ended(2);
     home.run(&["iam-policy", "root"]).ended(2);

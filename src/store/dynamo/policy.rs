@@ -22,6 +22,8 @@ pub enum Role {
     Read,
     /// Who looks after the workers.
     Operate,
+    /// Who checks that the tables agree with each other.
+    Verify,
 }
 
 /// A table, of every datastore or of the group.
@@ -48,9 +50,11 @@ enum Where {
     Transactions,
     /// In transactions of writes, in datastores that handlers append to.
     Appends,
+    /// In any request, in datastores with a retention.
+    Retention,
 }
 
-use Where::{Anywhere, Appends, Transactions};
+use Where::{Anywhere, Appends, Retention, Transactions};
 
 /// One statement: its name, its actions, the tables.
 type Right = (&'static str, Where, &'static [&'static str], &'static [Table]);
@@ -81,6 +85,7 @@ impl Role {
                 ("Append", Appends, &["PutItem"], &[Cells, Log]),
                 ("Lease", Anywhere, &["DeleteItem", "PutItem", "UpdateItem"], &[Control]),
                 ("Park", Transactions, &["DeleteItem", "PutItem"], &[Parked]),
+                ("Trim", Retention, &["DeleteItem"], &[Log]),
             ],
             Self::Write => &[
                 ("Look", Anywhere, &["GetItem"], OF_DATASTORE),
@@ -100,6 +105,12 @@ impl Role {
                 ("ChangeParked", Transactions, &["DeleteItem", "PutItem"], &[Parked]),
                 ("RaiseTrim", Anywhere, &["UpdateItem"], &[Tips]),
                 ("Trim", Anywhere, &["DeleteItem"], &[Log]),
+                ("Erase", Anywhere, &["UpdateItem"], &[Cells, Log]),
+            ],
+            Self::Verify => &[
+                ("Look", Anywhere, &["GetItem", "Query"], ALL),
+                ("LookAtAll", Anywhere, &["Scan"], &[Cells]),
+                ("Sizes", Anywhere, &["DescribeTable"], &[Cells, Log]),
             ],
         }
     }
@@ -116,6 +127,8 @@ pub struct Scope<'a> {
     pub datastores: &'a [&'a Name],
     /// Those that handlers append to.
     pub appended: &'a [&'a Name],
+    /// Those whose logs workers trim.
+    pub retained: &'a [&'a Name],
     /// AWS's region, or `*`.
     pub region: &'a str,
     /// AWS's account, or `*`.
@@ -149,11 +162,15 @@ impl Scope<'_> {
 #[must_use]
 pub fn policy(role: Role, scope: &Scope<'_>) -> Value {
     let statement = |(name, holds, actions, tables): &Right| {
-        let datastores = if *holds == Appends { scope.appended } else { scope.datastores };
+        let datastores = match holds {
+            Anywhere | Transactions => scope.datastores,
+            Appends => scope.appended,
+            Retention => scope.retained,
+        };
         let actions: Vec<String> = actions.iter().map(|action| format!("dynamodb:{action}")).collect();
         let resources = scope.arns(tables, datastores);
         let mut statement = json!({ "Sid": name, "Effect": "Allow", "Action": actions, "Resource": resources });
-        if *holds != Anywhere {
+        if matches!(holds, Transactions | Appends) {
             statement["Condition"] =
                 json!({ "ForAnyValue:StringEquals": { "dynamodb:EnclosingOperation": ["TransactWriteItems"] } });
         }
@@ -175,6 +192,7 @@ mod tests {
             group: &group,
             datastores: &[&trips, &copies],
             appended: &[&copies],
+            retained: &[&trips],
             region: "eu-central-1",
             account: "123456789012",
         };
@@ -191,7 +209,12 @@ mod tests {
             json!({ "ForAnyValue:StringEquals": { "dynamodb:EnclosingOperation": ["TransactWriteItems"] } });
         assert_eq!(statement("Park")["Condition"], transactions);
         assert_eq!(statement("Lease")["Condition"], Value::Null);
-        let nobody = policy(Role::Run, &Scope { appended: &[], ..scope });
-        assert!(!nobody.to_string().contains("Append"), "no handler appends: {nobody}");
+        assert_eq!(
+            (&statement("Trim")["Resource"], &statement("Trim")["Condition"]),
+            (&json!([at("trips.log")]), &Value::Null)
+        );
+        let nobody = policy(Role::Run, &Scope { appended: &[], retained: &[], ..scope });
+        let nobody = nobody.to_string();
+        assert!(!nobody.contains("Append") && !nobody.contains("Trim"), "no handler appends, nobody trims: {nobody}");
     }
 }
