@@ -98,8 +98,9 @@ pub(super) struct Work {
     seq: u64,
     /// Whether calls may begin.
     safe: Go,
-    /// By number, which is never used again.
-    cursors: BTreeMap<u64, Held>,
+    /// By number, which is never used again. In boxes: a map has room for eleven from the first one on, in each of thousands of
+    /// idle shards.
+    cursors: BTreeMap<u64, Box<Held>>,
     next_number: u64,
     start_rests: Option<Instant>,
     start_failures: u32,
@@ -353,7 +354,7 @@ impl Work {
 
     /// When something is to be written.
     fn write_due(&self) -> Option<Instant> {
-        let due = |held: &Held| {
+        let due = |held: &Box<Held>| {
             let at_once = held.leaving || self.give_by.is_some();
             held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
         };
@@ -661,7 +662,8 @@ impl Work {
     fn start_look(&mut self) {
         self.look_due = false;
         let shard = &self.home.shard;
-        let lanes = self.cursors.iter().map(|(number, Held { cursor, .. })| {
+        let lanes = self.cursors.iter().map(|(number, held)| {
+            let cursor = &held.cursor;
             let dead = cursor.has_dead().then(|| lane(cursor, shard, LaneKind::Dead));
             (*number, lane(cursor, shard, LaneKind::Active), dead)
         });
@@ -751,7 +753,7 @@ impl Work {
                     follow(&mut cursor, &self.records);
                     let leaving = !self.wanted.iter().any(|trigger| Arc::ptr_eq(trigger, cursor.trigger()));
                     self.next_number += 1;
-                    self.cursors.insert(self.next_number, Held { cursor, asked: false, leaving });
+                    self.cursors.insert(self.next_number, Box::new(Held { cursor, asked: false, leaving }));
                 }
                 if self.lease.checkpoints.is_empty() {
                     // An emptied map keeps its memory.
@@ -815,6 +817,7 @@ impl Work {
                 told.push((trigger.name.clone(), Standing { low, tip, lag, stopped, ..Standing::default() }));
             }
         }
+        told.shrink_to_fit();
         shared.standings.tell(&self.home.shard, self.epoch, told);
     }
 }
