@@ -354,11 +354,11 @@ impl Work {
 
     /// When something is to be written.
     fn write_due(&self) -> Option<Instant> {
-        let due = |held: &Box<Held>| {
+        let due = |held: &Held| {
             let at_once = held.leaving || self.give_by.is_some();
             held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
         };
-        self.cursors.values().filter_map(due).min()
+        self.cursors.values().filter_map(|held| due(held)).min()
     }
 
     /// When to turn the loop although nothing happened.
