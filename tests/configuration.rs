@@ -310,6 +310,7 @@ fn other_value(path: &str) -> Value {
         }
         "metrics.listen" => "off".into(),
         "log.level" => "warn".into(),
+        "metrics.per_shard" => true.into(),
         "triggers.NAME.source" | "triggers.NAME.handler.datastore" => "other".into(),
         "triggers.NAME.filter" => "true".into(),
         "triggers.NAME.start" => "newest".into(),

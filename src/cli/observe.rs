@@ -220,12 +220,9 @@ impl Observer {
         }
     }
 
-    /// Live: the loop of the process turns. It moves the coordination and every hand-over; whoever finds it standing
-    /// still may kill the process.
+    /// Live: the loop of the process turns.
     pub(super) fn liveness(&self) -> Health {
-        let turned = self.eyes().turned.elapsed();
-        let good = turned < TURN_MAX;
-        Health { good, details: json!({ "live": good, "turned_seconds_ago": turned.as_secs_f64() }) }
+        live(self.eyes().turned.elapsed())
     }
 
     /// Ready: in the group, at work on every shard that it should hold, none of them stopped, no trigger missing for long.
@@ -261,6 +258,13 @@ impl Observer {
         });
         Health { good, details }
     }
+}
+
+/// The loop of a process that turned so long ago. It moves the coordination and every hand-over; whoever finds it standing
+/// still may kill the process.
+fn live(turned: Duration) -> Health {
+    let good = turned < TURN_MAX;
+    Health { good, details: json!({ "live": good, "turned_seconds_ago": turned.as_secs_f64() }) }
 }
 
 /// What one look collects beside the sums.
@@ -392,6 +396,14 @@ mod tests {
         assert_eq!(lag(&seen, None), Some((3, AddedId(7))));
         assert_eq!(lag(&other, Some(&[AddedId(1), AddedId(4)])), Some((6, AddedId(4))), "fixed when it was registered");
         assert_eq!(lag(&other, None), None);
+    }
+
+    #[test]
+    fn a_loop_that_does_not_turn_is_not_live() {
+        assert!(live(SAMPLES).good);
+        let stuck = live(TURN_MAX);
+        assert!(!stuck.good);
+        assert_eq!(stuck.details, json!({"live": false, "turned_seconds_ago": 10.0}));
     }
 
     #[tokio::test(start_paused = true)]

@@ -122,8 +122,9 @@ pub(super) struct Work {
     seq: u64,
     /// Whether calls may begin.
     safe: Go,
-    /// By number, which is never used again.
-    cursors: BTreeMap<u64, Held>,
+    /// By number, which is never used again. In boxes: a map has room for eleven from the first one on, in each of thousands of
+    /// idle shards.
+    cursors: BTreeMap<u64, Box<Held>>,
     next_number: u64,
     start_rests: Option<Instant>,
     start_failures: u32,
@@ -370,7 +371,7 @@ impl Work {
         if busy && late && !std::mem::replace(&mut self.late_told, true) {
             tracing::warn!(shard = %self.home.shard, "calls still run at the drain deadline: they will be made again");
         }
-        if (!busy || late) && !self.booking && self.cursors.values().all(Held::is_written) {
+        if (!busy || late) && !self.booking && self.cursors.values().all(|held| held.is_written()) {
             self.start_write(true);
         }
     }
@@ -381,7 +382,7 @@ impl Work {
             let at_once = held.leaving || self.give_by.is_some();
             held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
         };
-        self.cursors.values().filter(|held| !held.retired).filter_map(due).min()
+        self.cursors.values().filter(|held| !held.retired).filter_map(|held| due(held)).min()
     }
 
     /// When to turn the loop although nothing happened.
@@ -685,7 +686,8 @@ impl Work {
     fn start_look(&mut self) {
         self.look_due = false;
         let shard = &self.home.shard;
-        let lanes = self.cursors.iter().map(|(number, Held { cursor, .. })| {
+        let lanes = self.cursors.iter().map(|(number, held)| {
+            let cursor = &held.cursor;
             let dead = cursor.has_dead().then(|| lane(cursor, shard, LaneKind::Dead));
             (*number, lane(cursor, shard, LaneKind::Active), dead)
         });
@@ -775,7 +777,7 @@ impl Work {
                     let mut held = Held::new(cursor);
                     held.follow(&self.wanted, &self.records, &self.gone);
                     self.next_number += 1;
-                    self.cursors.insert(self.next_number, held);
+                    self.cursors.insert(self.next_number, Box::new(held));
                 }
                 if self.lease.checkpoints.is_empty() {
                     // An emptied map keeps its memory.
@@ -839,6 +841,7 @@ impl Work {
                 told.push((trigger.name.clone(), Standing { low, tip, lag, stopped, ..Standing::default() }));
             }
         }
+        told.shrink_to_fit();
         shared.standings.tell(&self.home.shard, self.epoch, told);
     }
 }
