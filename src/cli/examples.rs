@@ -66,4 +66,5 @@ Examples:
 pub(super) const BENCH: &str = "\
 Examples:
   cellhook bench
+  cellhook bench --markdown > figures.md
   cellhook bench --only catch-up --only latency --seconds 10 --json";

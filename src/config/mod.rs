@@ -8,6 +8,7 @@ mod tree;
 
 use crate::{admin::Listen, cell::Name, dispatch, lease, process::LogConfig, store, tail};
 use file::File;
+pub(crate) use file::Paces;
 pub use load::{ConfigError, Environment, load};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};

@@ -12,4 +12,5 @@ pub use config::{Config, Durability, Kind};
 #[cfg(test)]
 pub(crate) use dynamo::{Fault, Faults};
 pub use dynamo::{Made, OpenError, Store};
+pub(crate) use embedded::{Counted, Meter, Units};
 pub use embedded::{FileError, Held, Presence};

@@ -7,7 +7,7 @@ use super::log::DynamoLog;
 use super::tables::{DatastoreTables, Found, GroupTables, Table, make_all};
 use crate::cell::{Datastore, Incarnation, Ledger, Log, Name, NewDatastore, SCHEMA, StoreError};
 use crate::store::config::{Config, Durability, Kind};
-use crate::store::embedded::{Connector, Engine, FileError, Presence};
+use crate::store::embedded::{Connector, Engine, FileError, Meter, Presence};
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_dynamodb::{
     Client,
@@ -167,6 +167,16 @@ impl Store {
     /// When the engine refuses.
     pub fn inline() -> Result<Self, OpenError> {
         Ok(Self::embedded(Arc::new(Engine::inline()?), "", "memory, inline".into()))
+    }
+
+    /// As [`Store::inline`], with a count of what its requests would be charged for on DynamoDB.
+    pub(crate) fn metered() -> Result<(Self, Meter), OpenError> {
+        let (engine, meter) = (Arc::new(Engine::inline()?), Meter::default());
+        let over = |connector, timeout| inside(meter.over(connector), timeout);
+        let store = Self::embedded(engine.clone(), "", "memory, inline".into());
+        let control = over(Connector::control(engine.clone(), CONTROL_TIMEOUT), CONTROL_TIMEOUT);
+        let data = over(Connector::data(engine, DATA_TIMEOUT), DATA_TIMEOUT);
+        Ok((Self { control, data, ..store }, meter))
     }
 
     fn embedded(engine: Arc<Engine>, prefix: &str, described: String) -> Self {

@@ -14,6 +14,7 @@ mod engine;
 mod execute;
 mod file;
 mod lock;
+mod meter;
 mod presence;
 mod queue;
 mod shared;
@@ -22,6 +23,7 @@ pub use file::FileError;
 pub use presence::{Held, Presence};
 
 pub(crate) use engine::{Connector, Engine};
+pub(crate) use meter::{Counted, Meter, Units};
 
 /// Why a request got no answer of the engine.
 #[derive(Clone, Debug, thiserror::Error)]
