@@ -87,8 +87,8 @@ pub(super) struct Work {
     seq: u64,
     /// Whether calls may begin.
     safe: Go,
-    /// By number, which is never used again.
-    cursors: BTreeMap<u64, Held>,
+    /// By number, which is never used again. In boxes: a map takes memory for eleven at once, and most shards have few.
+    cursors: BTreeMap<u64, Box<Held>>,
     next_number: u64,
     start_rests: Option<Instant>,
     start_failures: u32,
@@ -346,7 +346,7 @@ impl Work {
             let at_once = held.leaving || self.give_by.is_some();
             held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
         };
-        self.cursors.values().filter_map(due).min()
+        self.cursors.values().filter_map(|held| due(held)).min()
     }
 
     /// When to turn the loop although nothing happened.
@@ -730,7 +730,7 @@ impl Work {
                     follow(&mut cursor, &self.records);
                     let leaving = !self.wanted.iter().any(|trigger| Arc::ptr_eq(trigger, cursor.trigger()));
                     self.next_number += 1;
-                    self.cursors.insert(self.next_number, Held { cursor, asked: false, leaving });
+                    self.cursors.insert(self.next_number, Box::new(Held { cursor, asked: false, leaving }));
                 }
                 if self.lease.checkpoints.is_empty() {
                     // An emptied map keeps its memory.

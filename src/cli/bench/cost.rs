@@ -23,7 +23,7 @@ use tokio::{
 };
 
 /// How long an idle worker is watched, and how long before that it is left alone.
-const WATCHED: u32 = 10;
+const WATCHED: u32 = 5;
 const SETTLE: Duration = Duration::from_secs(30);
 const MINUTE: Duration = Duration::from_mins(1);
 /// Segments of each shard that are handled.
@@ -64,29 +64,30 @@ where
     told.await.context("the counting broke down")?
 }
 
-/// A datastore whose requests are counted.
+/// A datastore and a group whose requests are counted.
 struct Counting {
     store: Store,
     meter: Meter,
     cells: Cells,
+    group: Name,
 }
 
 impl Counting {
     async fn new(shards: u32) -> anyhow::Result<Self> {
         let (store, meter) = Store::metered()?;
-        let cells = make(&store, Name::new("cells")?, shards).await?;
+        let (cells, group) = (make(&store, Name::new("cells")?, shards).await?, Name::new("group")?);
+        store.init_group(&group).await?;
+        // Asking for tables that are not there yet was refused.
         meter.take();
-        Ok(Self { store, meter, cells })
+        Ok(Self { store, meter, cells, group })
     }
 
     /// A worker that does nothing with what there is, at the intervals of a store that costs money, once it is idle.
     async fn worker(&self) -> anyhow::Result<Running> {
-        let group = Name::new("group")?;
-        self.store.init_group(&group).await?;
         let usual = crate::lease::Config::default();
         let job = Job {
             store: &self.store,
-            group,
+            group: self.group.clone(),
             cells: &self.cells,
             config: dispatch::Config::new(self.cells.datastore().name.clone()),
             handler: handler_fn(|_: Event| async { Verdict::done() }),
@@ -96,7 +97,6 @@ impl Counting {
         };
         let running = Running::start(job).await?;
         running.is_idle(self.cells.datastore().shards).await?;
-        self.meter.take();
         Ok(running)
     }
 
@@ -110,7 +110,8 @@ impl Counting {
 
 fn sum(counted: &Counted, wanted: impl Fn(&str) -> bool) -> Units {
     let tables = counted.tables.iter().filter(|(table, _)| wanted(table));
-    tables.fold(Units::default(), |sum, (_, units)| Units { read: sum.read + units.read, write: sum.write + units.write })
+    tables
+        .fold(Units::default(), |sum, (_, units)| Units { read: sum.read + units.read, write: sum.write + units.write })
 }
 
 /// Cells of 1 KB: one alone, and as many as a transaction takes.
@@ -128,7 +129,7 @@ async fn appends() -> anyhow::Result<Vec<Figure>> {
     Ok(figures.split_off(1))
 }
 
-/// Cells of a backlog, in full segments.
+/// Cells of a backlog, in full segments; with the reading that tells how old the first of them is.
 async fn handled(shards: u32) -> anyhow::Result<Vec<Figure>> {
     let counting = Counting::new(shards).await?;
     fill(&counting.cells, SEGMENTS, BATCH_MAX).await?;

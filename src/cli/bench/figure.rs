@@ -172,7 +172,10 @@ mod tests {
             (of(3.0).reach(Reach::AtMost(3.0)), of(3.1).reach(Reach::AtMost(3.0))),
             (of(5.0).beside(10.0).reach(Reach::Ratio(0.5)), of(4.9).beside(10.0).reach(Reach::Ratio(0.5))),
             (of(12.0).beside(10.0).reach(Reach::Times(1.2)), of(12.1).beside(10.0).reach(Reach::Times(1.2))),
-            (of(8.0).beside(10.0).reach(Reach::AtLeastOr(9.0, 0.8)), of(7.0).beside(10.0).reach(Reach::AtLeastOr(9.0, 0.8))),
+            (
+                of(8.0).beside(10.0).reach(Reach::AtLeastOr(9.0, 0.8)),
+                of(7.0).beside(10.0).reach(Reach::AtLeastOr(9.0, 0.8)),
+            ),
             (of(9.0).beside(100.0).reach(Reach::AtLeastOr(9.0, 0.8)), of(8.0).reach(Reach::AtLeastOr(9.0, 0.8))),
         ] {
             assert!(met(good) && !met(bad));

@@ -3,8 +3,8 @@
 use super::{
     Place,
     figure::{Figure, Reach, percentile},
-    process::{LONGEST, Process, lease},
     place::random_cell,
+    process::{LONGEST, Process, lease},
     worker::{Job, Running},
 };
 use crate::{

@@ -87,7 +87,8 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn of(pid: u32) -> anyhow::Result<Self> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the memory of a process is not told")?;
+        let status =
+            fs::read_to_string(format!("/proc/{pid}/status")).context("the memory of a process is not told")?;
         let field = |name| field(&status, name).with_context(|| format!("no {name} of process {pid}: it has ended"));
         Ok(Self { now: field("VmRSS:")? * 1024.0 / 1e6, most: field("VmHWM:")? * 1024.0 / 1e6 })
     }
@@ -102,7 +103,8 @@ fn field(page: &str, name: &str) -> Option<f64> {
 /// Processor time that a process has used, in all its threads.
 pub(super) fn processor(pid: u32) -> anyhow::Result<Duration> {
     // Two clocks of the kernel: this one counts in ticks, but tells of other processes too.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the processor time of a process is not told")?;
+    let stat =
+        fs::read_to_string(format!("/proc/{pid}/stat")).context("the processor time of a process is not told")?;
     // After the name, which may hold anything: fields 14 and 15 of the whole, in hundredths of a second.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: Vec<u64> = [11, 12].iter().filter_map(|i| fields.get(*i)?.parse().ok()).collect();

@@ -8,7 +8,7 @@ use super::{
     worker::{Job, Running},
 };
 use crate::{
-    cell::{Event, Name, Verdict, clock},
+    cell::{Event, Name, Verdict, clock, setting::duration},
     dispatch,
     handler::handler_fn,
     store::{Cells, Kind, Store},
@@ -50,7 +50,13 @@ pub(super) enum Role {
     Append { place: PathBuf, datastore: Name },
     /// A worker whose handler does nothing; prints how many cells it was called for.
     #[command(hide = true)]
-    Work { place: PathBuf, datastore: Name, group: Name },
+    Work {
+        place: PathBuf,
+        datastore: Name,
+        group: Name,
+        #[arg(value_parser = duration::parse)]
+        session: Duration,
+    },
 }
 
 impl Role {
@@ -60,7 +66,7 @@ impl Role {
             Self::Child { delay } => Ok(slow_child(Duration::from_millis(delay))?),
             Self::Put { place, datastore } => put(&open(place, &datastore).await?.1).await,
             Self::Append { place, datastore } => append(&open(place, &datastore).await?.1).await,
-            Self::Work { place, datastore, group } => work(place, &datastore, group).await,
+            Self::Work { place, datastore, group, session } => work(place, &datastore, group, session).await,
         }
     }
 }
@@ -131,7 +137,7 @@ async fn append(cells: &Cells) -> anyhow::Result<()> {
     }
 }
 
-async fn work(place: PathBuf, datastore: &Name, group: Name) -> anyhow::Result<()> {
+async fn work(place: PathBuf, datastore: &Name, group: Name, session: Duration) -> anyhow::Result<()> {
     let (store, cells) = open(place, datastore).await?;
     let count: Arc<AtomicUsize> = Arc::default();
     let counting = count.clone();
@@ -145,7 +151,7 @@ async fn work(place: PathBuf, datastore: &Name, group: Name) -> anyhow::Result<(
         cells: &cells,
         config: dispatch::Config::new(datastore.clone()),
         handler,
-        lease: lease(crate::lease::Config::default().session),
+        lease: lease(session),
         paces: Kind::Embedded,
         presence: true,
     };

@@ -7,7 +7,7 @@ use super::{
     role::TOLD,
     worker::Group,
 };
-use crate::store::Cells;
+use crate::{cell::setting::duration, store::Cells};
 use anyhow::{Context as _, ensure};
 use std::ffi::OsString;
 use tokio::{
@@ -74,7 +74,8 @@ async fn catch_up(place: &mut Place, workers: usize) -> anyhow::Result<Speeds> {
     let cells = place.backlog(n).await?;
     let name = place.group().await?;
     let group = Group::open(&place.store, name, &cells).await?;
-    let mut race = Race::start(place, &cells, "work", Some(group.name.as_str()), workers)?;
+    let session = duration::text(place.sizes.session);
+    let mut race = Race::start(place, &cells, "work", &[group.name.as_str(), &session], workers)?;
     group.is_shared(cells.datastore().shards, u32::try_from(workers)?).await?;
     let resumed = Instant::now();
     group.resume().await?;
@@ -108,13 +109,15 @@ fn moment(all: &[Progress], n: usize) -> Option<Instant> {
 
 async fn append(place: &mut Place, processes: usize) -> anyhow::Result<Speeds> {
     let cells = place.datastore(place.sizes.shards).await?;
-    let mut race = Race::start(place, &cells, "append", None, processes)?;
-    race.until(|told| told.iter().all(|done| *done > 0)).await?;
+    let mut race = Race::start(place, &cells, "append", &[], processes)?;
+    let all = race.until(|told| told.iter().all(|done| *done > 0)).await?;
     let (from, time) = (Instant::now(), place.sizes.seconds);
-    let all = race.until(|_| from.elapsed() >= time).await?;
-    let speeds = Speeds::between(&all, from, from + time);
+    let begun: Vec<usize> = all.iter().filter_map(|progress| progress.last()).map(|(_, done)| *done).collect();
+    let each_went_on = |told: &[usize]| told.iter().zip(&begun).all(|(now, begun)| now > begun);
+    let all = race.until(|told| from.elapsed() >= time && each_went_on(told)).await?;
+    let to = Instant::now();
     race.leave().await?;
-    Ok(speeds)
+    Ok(Speeds::between(&all, from, to))
 }
 
 /// Processes at work, and what they say.
@@ -126,13 +129,13 @@ struct Race {
 }
 
 impl Race {
-    fn start(place: &Place, cells: &Cells, role: &str, group: Option<&str>, n: usize) -> anyhow::Result<Self> {
+    fn start(place: &Place, cells: &Cells, role: &str, more: &[&str], n: usize) -> anyhow::Result<Self> {
         let (tell, told) = mpsc::unbounded_channel();
         let mut race = Self { processes: Vec::new(), told, progress: vec![Vec::new(); n], listeners: JoinSet::new() };
         for who in 0..n {
             let datastore = cells.datastore().name.as_str();
             let mut words: Vec<OsString> = vec!["bench".into(), role.into(), place.dir().into(), datastore.into()];
-            words.extend(group.map(OsString::from));
+            words.extend(more.iter().map(OsString::from));
             let (process, printed) = Process::start(words, false)?;
             race.processes.push(process);
             race.listeners.spawn(listen(who, printed, tell.clone()));

@@ -203,7 +203,10 @@ mod tests {
         assert!(close(meter.take().tables["trips.tips"], 0.5, 0.0));
         log.settle(ShardId(0), AddedId(10)).await.unwrap();
         let settled = meter.take().tables;
-        assert!(close(settled["trips.tips"], 2.0, 0.0) && close(settled["trips.log"], 2.0 * strong, 0.0), "{settled:?}");
+        assert!(
+            close(settled["trips.tips"], 2.0, 0.0) && close(settled["trips.log"], 2.0 * strong, 0.0),
+            "{settled:?}"
+        );
         let key = CellKey { row_key: "row".into(), column: "BASE".into(), ref_key: 0 };
         log.get(&key).await.unwrap().unwrap();
         assert!(close(meter.take().tables["trips.cells"], 1.0, 0.0));
