@@ -95,4 +95,5 @@ Exit codes: 0 all holds, 1 something does not.";
 pub(super) const BENCH: &str = "\
 Examples:
   cellhook bench
+  cellhook bench --markdown > figures.md
   cellhook bench --only catch-up --only latency --seconds 10 --json";

@@ -67,7 +67,9 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
         if reloading.is_none() && std::mem::take(&mut reload_wanted) {
             match reload(context, &config, &crew, &reloads) {
                 Ok(begun) => reloading = Some(begun),
-                Err(error) => tracing::error!(error = %chain(error.as_ref()), "the reload is refused; nothing changed"),
+                Err(error) => {
+                    tracing::error!(signal = "SIGHUP", error = %chain(error.as_ref()), "the reload is refused; nothing changed")
+                }
             }
         }
         tokio::select! {
@@ -90,7 +92,7 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
                         config = fresh;
                         tracing::info!(triggers, "triggers reloaded");
                     }
-                    Ok(Err(error)) => tracing::error!(error = %chain(&error), "the reload is refused; nothing changed"),
+                    Ok(Err(error)) => tracing::error!(signal = "SIGHUP", error = %chain(&error), "the reload is refused; nothing changed"),
                     Err(_) => tracing::warn!("the worker stopped before it took the reload"),
                 }
             }

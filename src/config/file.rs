@@ -116,15 +116,15 @@ impl Metrics {
 }
 
 /// What the rest of a config does not say itself: it depends on the store.
-struct Paces {
-    checkpoint: Duration,
-    poll: tail::Config,
-    membership: Duration,
+pub(crate) struct Paces {
+    pub(crate) checkpoint: Duration,
+    pub(crate) poll: tail::Config,
+    pub(crate) membership: Duration,
 }
 
 impl Paces {
     /// An embedded store's requests cost nothing; those of DynamoDB are paid for.
-    fn of(kind: store::Kind, heartbeat: Duration) -> Self {
+    pub(crate) fn of(kind: store::Kind, heartbeat: Duration) -> Self {
         let ms = Duration::from_millis;
         match kind {
             store::Kind::Embedded => Self {

@@ -14,6 +14,7 @@ use crate::{
     store, tail,
 };
 use file::File;
+pub(crate) use file::Paces;
 pub use load::{ConfigError, Environment, load};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};

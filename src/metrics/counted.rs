@@ -159,6 +159,16 @@ pub struct Units {
     pub write: f64,
 }
 
+/// Requests of this process so far that ended otherwise than with `ok`: what they consumed was not told.
+#[must_use]
+pub fn unmetered_requests() -> u64 {
+    let families = FAMILIES.requests.collect();
+    let metrics = families.iter().flat_map(|family| family.get_metric());
+    let is_ok = |label: &prometheus::proto::LabelPair| label.name() == "outcome" && label.value() == "ok";
+    let others = metrics.filter(|metric| !metric.get_label().iter().any(is_ok));
+    others.map(|metric| metric.get_counter().get_value()).sum::<f64>().round() as u64
+}
+
 /// What the answers of this process have reported so far, by table and operation.
 #[must_use]
 pub fn consumed() -> BTreeMap<(String, String), Units> {

@@ -3,7 +3,7 @@
 //! One place for all loops of the process: a filter of the log. Two warnings or errors are the same when they come from the
 //! same line of the code and say the same, but for the fields that tell where and how often. The first is told at once,
 //! those that follow are counted, and the count is told once a minute for as long as they come. Lines about a single
-//! cell, which have a field `row`, are never held back.
+//! cell, which have a field `row`, and answers to a signal are never held back.
 
 use std::{
     collections::HashMap,
@@ -27,8 +27,8 @@ const REMEMBERED: usize = 512;
 const COMPARED: usize = 1000;
 /// Fields in which the same error may differ.
 const WHERE: [&str; 8] = ["shard", "added_id", "attempts", "failures", "tries", "rest", "margin", "waited"];
-/// Lines with one of these fields are about one cell, or tell the count of others: they are never held back.
-const ALWAYS: [&str; 2] = ["row", "repeated"];
+/// Lines with one of these fields are about one cell, answer a signal, or tell the count of others: they are never held back.
+const ALWAYS: [&str; 3] = ["row", "signal", "repeated"];
 
 /// The errors of this process.
 static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);

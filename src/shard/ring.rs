@@ -64,6 +64,10 @@ impl Ring {
         if self.bytes > KEPT {
             self.shed(&cursors, KEPT);
         }
+        if self.chunks.is_empty() {
+            // An emptied map keeps its memory, in each of thousands of idle shards.
+            self.chunks = BTreeMap::new();
+        }
     }
 
     /// Drops, from the newest on, what none of these cursors comes to next, until so many bytes are left.

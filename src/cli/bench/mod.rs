@@ -1,54 +1,75 @@
-//! `bench`: what this release does on this machine. Each figure stands beside a bare loop of the same run over the same store,
-//! which is the most that anything could do there.
+//! `bench`: what this release does on this machine. A figure stands beside a bare loop of the same run over the same store, where
+//! there is one: that is the most that anything could do there.
 
 mod append;
-mod child;
+mod cost;
 mod deliver;
+mod figure;
+mod footprint;
+mod latency;
+mod machine;
+mod place;
+mod process;
+mod role;
+mod share;
+mod takeover;
+mod worker;
 
-use super::{Context, exit::Done};
+use super::{
+    Context,
+    exit::{Done, Usage},
+    output::say,
+};
 use crate::{
-    cell::{CellKey, Log, Name, NewCell, NewDatastore},
-    store::{Cells, Config, Store},
+    cell::setting::duration,
+    process::{Signal, Signals},
 };
+use anyhow::bail;
 use clap::ValueEnum;
-use serde::Serialize;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
-
-/// Bytes of a body, about.
-const BODY: usize = 1000;
-/// Cells of a caller's batch.
-const BATCH: usize = 100;
+use figure::Figure;
+use machine::Machine;
+use place::Place;
+use role::Role;
+use std::{path::PathBuf, time::Duration};
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
     /// Only these.
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<What>,
-    /// How long each of the appending ones runs.
+    /// How long each of those that could go on for ever runs.
     #[arg(long, default_value_t = 5, value_name = "N")]
     seconds: u64,
-    /// Shards of the datastore.
+    /// Print the table in Markdown.
+    #[arg(long)]
+    markdown: bool,
+    /// Shards of a datastore.
     #[arg(long, default_value_t = 64, value_name = "N")]
     shards: u32,
-    /// Cells that are delivered.
-    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    /// Shards of a datastore with many.
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    many: u32,
+    /// Cells of the largest backlog; the others are parts of it.
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     cells: usize,
+    /// Length of a worker's session.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration::parse)]
+    session: Duration,
+    /// How often a worker is started, stopped and killed.
+    #[arg(long, default_value_t = 6, value_name = "N")]
+    trials: usize,
     /// Where the store is made, and removed afterwards; default: the place for temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Be a child of kind exec that is done with everything.
-    #[arg(long, hide = true)]
-    child: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
 }
 
-/// What is measured.
+/// What is measured, in the order in which it is. Those that follow each other under one store share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// 64 callers, each with a batch of 100 cells over random rows.
+    /// 64 callers, each with a batch of 100 cells over random rows: all that goes, and half of that.
     Append,
     /// Single cells, one at a time by each of 16 callers.
     Single,
@@ -58,146 +79,142 @@ enum What {
     Exec,
     /// A backlog to a child process in Python.
     Python,
-    /// From the call of put to the start of the handler, in one process.
+    /// Three processes on one store beside one.
+    Share,
+    /// From the call of put to the start of the handler, in one process and between two.
     Latency,
+    /// From the end of a worker to the work of the next.
+    Takeover,
+    /// From the start of a worker to its first call.
+    Start,
+    /// Memory and processor of an idle worker.
+    Idle,
+    /// Units that DynamoDB would charge for appends, cells that are handled, and an idle worker.
+    Cost,
     /// Memory with a backlog and a handler that hardly goes on.
     Backlog,
-    /// Memory and time of the processor of an idle worker.
-    Idle,
+    /// What a cell costs where there are more shards, or where more cells wait.
+    Growth,
 }
 
-const ALL: [What; 8] =
-    [What::Append, What::Single, What::CatchUp, What::Exec, What::Python, What::Latency, What::Backlog, What::Idle];
-
-/// One measured figure.
-#[derive(Debug, Serialize)]
-struct Figure {
-    name: &'static str,
-    value: f64,
-    unit: &'static str,
-    /// The same by a bare loop.
-    bare: Option<f64>,
-    /// `value` by `bare`.
-    ratio: Option<f64>,
-}
-
-impl Figure {
-    fn of(name: &'static str, value: f64, unit: &'static str) -> Self {
-        Self { name, value, unit, bare: None, ratio: None }
+impl What {
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn beside(self, bare: f64) -> Self {
-        Self { bare: Some(bare), ratio: Some(self.value / bare), ..self }
-    }
-}
-
-/// A store in a place of its own, which goes with it.
-struct Bench {
-    dir: PathBuf,
-    store: Store,
-    shards: u32,
-    seconds: Duration,
-    made: u32,
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        // Nobody needs it; what cannot be removed is in the place for temporary files.
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-impl Bench {
-    async fn new(args: &Args) -> anyhow::Result<Self> {
-        let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let dir = parent.join(format!("cellhook-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&dir)?;
-        let store = Store::open(&Config { path: dir.join("store.db"), ..Config::default() }).await?;
-        Ok(Self { dir, store, shards: args.shards, seconds: Duration::from_secs(args.seconds), made: 0 })
+    /// Whether it works on the store that the one before left.
+    fn goes_on_after(self, before: Self) -> bool {
+        let delivers = |what| matches!(what, Self::CatchUp | Self::Exec | Self::Python | Self::Share);
+        let large = |what| matches!(what, Self::Backlog | Self::Growth);
+        delivers(self) && delivers(before) || large(self) && large(before)
     }
 
-    fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// A new datastore without cells.
-    async fn datastore(&mut self, shards: u32) -> anyhow::Result<Arc<dyn Log>> {
-        self.made += 1;
-        let name = Name::new(&format!("bench{}", self.made))?;
-        self.store.init_datastore(&NewDatastore { name: name.clone(), shards }).await?;
-        Ok(self.store.datastore(&name, Some(shards)).await?)
-    }
-
-    /// A new datastore with a backlog.
-    async fn backlog(&mut self, cells: usize) -> anyhow::Result<Cells> {
-        let datastore = Cells::new(self.datastore(self.shards).await?);
-        let mut made = 0;
-        while made < cells {
-            let batch = (cells - made).min(5000);
-            for put in datastore.put((0..batch).map(|_| random_cell()).collect()).await {
-                put?;
-            }
-            made += batch;
+    async fn measure(self, place: &mut Place) -> anyhow::Result<Vec<Figure>> {
+        match self {
+            Self::Append => append::batches(place).await,
+            Self::Single => append::singles(place).await,
+            Self::CatchUp => deliver::catch_up(place).await,
+            Self::Exec => deliver::exec(place).await,
+            Self::Python => deliver::python(place).await,
+            Self::Share => share::share(place).await,
+            Self::Latency => latency::latency(place).await,
+            Self::Takeover => takeover::takeover(place).await,
+            Self::Start => footprint::start_up(place).await,
+            Self::Idle => footprint::idle(place).await,
+            Self::Cost => cost::cost(place).await,
+            Self::Backlog => footprint::backlog(place).await,
+            Self::Growth => deliver::growth(place).await,
         }
-        Ok(datastore)
     }
-}
-
-/// A cell of a random row, which compresses about as well as a body of somebody's.
-fn random_cell() -> NewCell {
-    let pad: String = std::iter::repeat_with(fastrand::alphanumeric).take(BODY / 2).collect();
-    let body = format!("{{\"fare\":{},\"note\":\"{pad}{}\"}}", fastrand::u32(..10_000), "x".repeat(BODY / 2 - 30));
-    let row = format!("row-{:x}", fastrand::u64(..1 << 40));
-    let key = CellKey { row_key: row.into(), column: "BASE".into(), ref_key: fastrand::u64(..1 << 60) };
-    NewCell { key, body: body.into(), origin: None }
 }
 
 pub(super) async fn bench(context: &mut Context, args: Args) -> anyhow::Result<Done> {
-    if args.child {
-        child::run()?;
+    if let Some(role) = args.role {
+        role.play().await?;
         return Ok(Done::All);
     }
+    if args.markdown && context.output.is_json() {
+        return Err(Usage("--json and --markdown: one of them".into()).into());
+    }
+    let mut signals = Signals::listen()?;
     let mut rows = Vec::new();
-    for what in ALL.into_iter().filter(|what| args.only.is_empty() || args.only.contains(what)) {
-        let mut bench = Bench::new(&args).await?;
-        let figures = match what {
-            What::Append => append::batches(&mut bench).await?,
-            What::Single => append::singles(&mut bench).await?,
-            What::CatchUp => deliver::catch_up(&mut bench, args.cells).await?,
-            What::Exec => deliver::exec(&mut bench, args.cells).await?,
-            What::Python => deliver::python(&mut bench, args.cells / 4).await?,
-            What::Latency => deliver::latency(&mut bench).await?,
-            What::Backlog => deliver::backlog(&mut bench, args.cells).await?,
-            What::Idle => deliver::idle(&mut bench).await?,
-        };
-        for figure in figures {
-            if context.output.is_json() {
-                context.output.object(&figure)?;
-            } else {
-                rows.push(row(&figure));
-            }
+    let ended = tokio::select! {
+        biased;
+        // What was begun is dropped, and with it processes and files go.
+        signal = stopped(&mut signals) => Err(anyhow::anyhow!("interrupted by {signal}")),
+        ended = measure(context, &args, &mut rows) => ended,
+    };
+    print(context, args.markdown, &rows)?;
+    ended
+}
+
+async fn stopped(signals: &mut Signals) -> &'static str {
+    loop {
+        if let Signal::Stop(name) = signals.next().await {
+            return name;
         }
     }
-    context.output.table(["FIGURE", "VALUE", "UNIT", "BARE", "RATIO"], &rows)?;
+}
+
+/// Measures what is asked for. What cannot be measured is told, and the others are.
+async fn measure(context: &mut Context, args: &Args, rows: &mut Vec<[String; 6]>) -> anyhow::Result<Done> {
+    let mut place: Option<(What, Place)> = None;
+    let mut failed = Vec::new();
+    let machine = {
+        let first = Place::new(args).await?;
+        Machine::look(first.dir())?
+    };
+    if machine.is_busy() {
+        say("other processes are at work on this machine: the figures are lower than they could be");
+    }
+    if context.output.is_json() {
+        context.output.object(&machine)?;
+    } else {
+        context.output.text(&format!("{machine}\n"))?;
+    }
+    context.output.flush()?;
+    for what in What::value_variants().iter().copied().filter(|what| args.only.is_empty() || args.only.contains(what)) {
+        let name = what.name();
+        say(format_args!("measuring {name}"));
+        let mut here = match place.take() {
+            Some((before, place)) if what.goes_on_after(before) => place,
+            other => {
+                drop(other);
+                Place::new(args).await?
+            }
+        };
+        match what.measure(&mut here).await {
+            Ok(figures) => {
+                for figure in figures {
+                    if context.output.is_json() {
+                        context.output.object(&figure.line(&name))?;
+                        context.output.flush()?;
+                    }
+                    rows.push(figure.row());
+                }
+            }
+            Err(error) => {
+                say(format_args!("{name} could not be measured: {error:#}"));
+                failed.push(name);
+            }
+        }
+        place = Some((what, here));
+    }
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
+    }
     Ok(Done::All)
 }
 
-fn row(figure: &Figure) -> [String; 5] {
-    let number = |value: f64| if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
-    let optional = |value: Option<f64>| value.map_or_else(|| "-".into(), number);
-    [figure.name.into(), number(figure.value), figure.unit.into(), optional(figure.bare), optional(figure.ratio)]
-}
+const HEADINGS: [&str; 6] = ["FIGURE", "VALUE", "BARE", "RATIO", "REACH", "MET"];
 
-/// A percentile of some times, in milliseconds.
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
-fn percentile(times: &mut [Duration], p: f64) -> f64 {
-    times.sort_unstable();
-    let rank = ((times.len() as f64 * p / 100.0) as usize).min(times.len().saturating_sub(1));
-    times.get(rank).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
-}
-
-/// How many a second.
-#[expect(clippy::cast_precision_loss, reason = "for people")]
-fn rate(n: usize, time: Duration) -> f64 {
-    n as f64 / time.as_secs_f64()
+fn print(context: &mut Context, markdown: bool, rows: &[[String; 6]]) -> anyhow::Result<()> {
+    if context.output.is_json() {
+        return Ok(());
+    }
+    if !markdown {
+        return context.output.table(HEADINGS, rows);
+    }
+    context.output.text("| figure | value | bare | ratio | reach | met |\n| --- | --- | --- | --- | --- | --- |")?;
+    rows.iter().try_for_each(|row| context.output.text(&format!("| {} |", row.join(" | "))))
 }

@@ -82,6 +82,12 @@ impl Cursor {
         if self.book.pending() > 0 {
             self.dirty_since.get_or_insert(now.instant);
         }
+        if self.undone == 0 {
+            // What is emptied keeps its memory, in each of thousands of idle shards.
+            self.ready.shrink_to_fit();
+            self.rows.shrink_to_fit();
+            self.in_hand.shrink_to_fit();
+        }
     }
 
     /// The write was refused on account of a lane; [`Cursor::reconcile`] follows.

@@ -106,6 +106,7 @@ impl Role {
                 ("RaiseTrim", Anywhere, &["UpdateItem"], &[Tips]),
                 ("Trim", Anywhere, &["DeleteItem"], &[Log]),
                 ("Erase", Anywhere, &["UpdateItem"], &[Cells, Log]),
+                ("Retire", Transactions, &["DeleteItem"], &[Control]),
             ],
             Self::Verify => &[
                 ("Look", Anywhere, &["GetItem", "Query"], ALL),
