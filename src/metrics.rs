@@ -28,6 +28,7 @@ struct Families {
     claimed: IntCounterVec,
     session_lost: IntCounter,
     declared_dead: IntCounter,
+    tasks_aborted: IntCounter,
     children_ended: IntCounterVec,
     protocol_faults: IntCounterVec,
     trimmed: IntCounterVec,
@@ -63,6 +64,11 @@ impl Families {
             claimed: counters(r, "shards_claimed_total", "Leases that this worker took, by how.", &["reason"]),
             session_lost: counter(r, "sessions_lost_total", "Times that others declared this worker dead."),
             declared_dead: counter(r, "sessions_declared_dead_total", "Workers that this one declared dead."),
+            tasks_aborted: counter(
+                r,
+                "shard_tasks_aborted_total",
+                "Shards let go of because their task did not turn its loop any more.",
+            ),
             children_ended: counters(
                 r,
                 "children_ended_total",
@@ -224,6 +230,11 @@ pub fn session_lost() {
 /// This worker declared another's session dead.
 pub fn session_declared_dead() {
     FAMILIES.declared_dead.inc();
+}
+
+/// A shard task did not turn its loop any more, and was aborted.
+pub fn shard_task_aborted() {
+    FAMILIES.tasks_aborted.inc();
 }
 
 /// A handler's child is gone though nobody stopped it: it `ended`, or was `not_started`.

@@ -4,6 +4,7 @@
 //! Two futures of one task: the coordination, which is never spawned, since a heartbeat that outlived the work that it
 //! vouches for would keep a dead worker's shards; and this loop, which owns one task for each held shard and joins it.
 
+mod minder;
 mod tips;
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     },
     dispatch::{Budget, Config, Start, Trigger},
     filter::{Filter, FilterError},
-    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, View, nudge_all},
+    lease::{self, Coordinator, Ended, EndedShard, Grant, Identity, Turns, View, nudge_all},
     metrics,
     shard::{Foreign, News, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
@@ -24,20 +25,24 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
+pub use minder::Stuck;
+use minder::{Minder, Task, Turning};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, Id, JoinSet},
-    time::Instant,
+    task::{AbortHandle, JoinSet},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 /// How often it is looked whether a replaced trigger is still in use.
 const RETIRING: Duration = Duration::from_millis(500);
+/// How long aborted tasks may take to end when the worker leaves. They do at once, but for one whose thread is blocked.
+const LAST_TASKS: Duration = Duration::from_secs(5);
 
 /// A trigger to work for.
 #[derive(Clone)]
@@ -147,6 +152,16 @@ pub struct Watch {
     pub view: watch::Receiver<View>,
     /// Each shard's progress.
     pub standings: Standings,
+    turning: Turning,
+}
+
+impl Watch {
+    /// Loops that should turn and do not, with no cure but a new process. Empty while all is well, before the worker runs and
+    /// after it has left. A shard that stands still for want of the store, of a handler or of an operator is not among them.
+    #[must_use]
+    pub fn stuck(&self) -> Vec<Stuck> {
+        self.turning.stuck()
+    }
 }
 
 /// A worker that is not yet running.
@@ -158,6 +173,8 @@ pub struct Worker {
     triggers: Vec<Arc<Trigger>>,
     shared: Shared,
     foreign: watch::Sender<Foreign>,
+    rounds: watch::Sender<u64>,
+    turning: Turning,
 }
 
 /// A reload whose triggers were registered or refused, and who is to be told.
@@ -166,6 +183,7 @@ type Registered = (Result<Vec<Arc<Trigger>>, WorkerError>, oneshot::Sender<Resul
 struct Running {
     grant: watch::Sender<Grant>,
     task: AbortHandle,
+    turns: Turns,
 }
 
 impl Worker {
@@ -186,6 +204,7 @@ impl Worker {
             sources,
         );
         let foreign = watch::Sender::new(Foreign::default());
+        let rounds = watch::Sender::new(0);
         let shared = Shared {
             ledger: setup.ledger.clone(),
             fence: coordinator.fence(),
@@ -193,14 +212,16 @@ impl Worker {
             interval: setup.checkpoint_interval,
             standings: Standings::default(),
             foreign: foreign.subscribe(),
+            rounds: rounds.subscribe(),
         };
-        Ok(Self { setup, coordinator, view, ended, triggers, shared, foreign })
+        let turning = Turning::default();
+        Ok(Self { setup, coordinator, view, ended, triggers, shared, foreign, rounds, turning })
     }
 
     /// What others may see of it.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        Watch { view: self.view.clone(), standings: self.shared.standings.clone() }
+        Watch { view: self.view.clone(), standings: self.shared.standings.clone(), turning: self.turning.clone() }
     }
 
     /// Runs until `stop`, then drains: shards finish and are handed over first, coordination ends last, then the handlers.
@@ -208,7 +229,7 @@ impl Worker {
     ///
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
-        let Self { setup, coordinator, mut view, ended, triggers, shared, foreign } = self;
+        let Self { setup, coordinator, mut view, ended, triggers, shared, foreign, rounds, turning } = self;
         let at_work = News::new(Triggers { active: triggers.into(), records: Arc::new([]) });
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
         let mut seen: BTreeSet<TriggerId> = BTreeSet::new();
@@ -220,7 +241,7 @@ impl Worker {
         // A grant whose task has ended is over, even if a view that was published before still shows it: its checkpoint is
         // that of the claim, and its epoch has called its cells already.
         let mut over: BTreeMap<ShardRef, Epoch> = BTreeMap::new();
-        let mut names: HashMap<Id, (ShardRef, Epoch)> = HashMap::new();
+        let mut minder = Minder::new(rounds, coordinator.turns.clone(), turning);
         let coordination = coordinator.run(stop.clone());
         tokio::pin!(coordination);
         let (held_sender, held) = watch::channel(BTreeSet::new());
@@ -233,16 +254,18 @@ impl Worker {
                 Some(ended_task) = tasks.join_next_with_id() => {
                     let message = match ended_task {
                         Ok((id, message)) => {
-                            names.remove(&id);
+                            minder.ended(id);
                             Some(message)
                         }
-                        Err(error) if error.is_cancelled() => {
-                            names.remove(&error.id());
-                            None
-                        }
                         Err(error) => {
-                            tracing::error!(error = %chain(&error), "a shard task panicked; the shard is claimed anew");
-                            names.remove(&error.id()).map(|(shard, epoch)| (shard, epoch, Ended::Lost))
+                            let panicked = !error.is_cancelled();
+                            if panicked {
+                                tracing::error!(error = %chain(&error), "a shard task panicked; the shard is claimed anew");
+                            }
+                            let task = minder.ended(error.id());
+                            // Of a task that the view dropped nobody needs to hear.
+                            let task = task.filter(|task| panicked || task.was_aborted());
+                            task.map(|task| (task.shard, task.epoch, Ended::Lost))
                         }
                     };
                     if let Some((shard, epoch, ended_as)) = message {
@@ -269,6 +292,7 @@ impl Worker {
                         let epoch = running.grant.borrow().lease.epoch;
                         let kept = now.grants.get(shard).is_some_and(|grant| grant.lease.epoch == epoch);
                         if !kept {
+                            running.turns.give_up();
                             running.task.abort();
                         }
                         kept
@@ -291,12 +315,14 @@ impl Worker {
                         }
                         let epoch = grant.lease.epoch;
                         let (sender, receiver) = watch::channel(grant.clone());
+                        let turns = Turns::default();
                         let task = Shard {
                             shard: shard.clone(),
                             cells: cells.clone(),
                             me: SessionId::clone(&me),
                             grant: receiver,
                             triggers: at_work.follow(),
+                            turns: turns.clone(),
                             shared: shared.clone(),
                         };
                         let of = shard.clone();
@@ -307,8 +333,8 @@ impl Worker {
                             None => future,
                         };
                         let task = tasks.spawn(future);
-                        names.insert(task.id(), (shard.clone(), epoch));
-                        running.insert(shard.clone(), Running { grant: sender, task });
+                        minder.started(task.id(), Task::new(shard.clone(), epoch, task.clone(), turns.clone()));
+                        running.insert(shard.clone(), Running { grant: sender, task, turns });
                     }
                     metrics::shards_held(running.len());
                     held_sender.send_if_modified(|held| {
@@ -357,10 +383,14 @@ impl Worker {
                     }
                 }
                 Some(()) = stopping.next(), if !stopping.is_empty() => {}
+                () = minder.next() => minder.look(),
                 () = &mut tips => {}
             }
         }
-        tasks.shutdown().await;
+        drop(minder);
+        if timeout(LAST_TASKS, tasks.shutdown()).await.is_err() {
+            tracing::error!(tasks = tasks.len(), "shard tasks block their threads: they are left behind");
+        }
         let active = at_work.get().active;
         stopping.extend(active.iter().chain(&retiring).map(|trigger| trigger.handler.clone().stop()));
         while stopping.next().await.is_some() {}

@@ -2,8 +2,11 @@
 
 mod bench;
 mod cells;
+mod health;
 mod home;
+mod manual;
 mod parked;
+mod service;
 mod surface;
 mod triggers;
 mod worker;

@@ -9,3 +9,4 @@ mod house;
 mod kill;
 mod model;
 mod simulation;
+mod watchdog;

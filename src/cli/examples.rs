@@ -67,3 +67,18 @@ pub(super) const BENCH: &str = "\
 Examples:
   cellhook bench
   cellhook bench --only catch-up --only latency --seconds 10 --json";
+
+pub(super) const HEALTH: &str = "\
+Examples:
+  cellhook health
+  cellhook health --ready --address 127.0.0.1:9464 --json | jq .details";
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  cellhook completions bash > /etc/bash_completion.d/cellhook
+  cellhook completions zsh > ~/.zfunc/_cellhook";
+
+pub(super) const MAN: &str = "\
+Examples:
+  cellhook man | man -l -
+  cellhook man --dir /usr/local/share/man/man1";

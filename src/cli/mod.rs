@@ -9,12 +9,15 @@
 mod bench;
 mod check;
 mod checkpoint;
+mod completions;
 mod crew;
 mod examples;
 mod exit;
 mod get;
+mod health;
 mod init;
 mod lines;
+mod man;
 mod observe;
 mod open;
 mod output;
@@ -22,6 +25,7 @@ mod parked;
 mod put;
 mod run;
 mod shards;
+mod status;
 mod tail;
 mod triggers;
 mod trim;
@@ -88,6 +92,15 @@ enum Verb {
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
+    /// Ask the worker of this config whether it is well, by its own page.
+    #[command(after_help = examples::HEALTH)]
+    Health(health::Args),
+    /// Print what a shell needs to complete this command line.
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(completions::Args),
+    /// Print the manual page, or write those of all verbs into a directory.
+    #[command(after_help = examples::MAN)]
+    Man(man::Args),
 }
 
 impl Verb {
@@ -99,6 +112,8 @@ impl Verb {
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
+            Self::Health(_) | Self::Completions(_) => false,
+            Self::Man(args) => args.changes(),
         }
     }
 }
@@ -147,6 +162,9 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Triggers(args) => triggers::triggers(context, args).await,
             Verb::Checkpoint(args) => checkpoint::checkpoint(context, args).await,
             Verb::Bench(args) => bench::bench(context, args).await,
+            Verb::Health(args) => health::health(context, args).await,
+            Verb::Completions(args) => completions::completions(context, args),
+            Verb::Man(args) => man::man(context, args),
         }
     });
     // A thread that blocks on stdin must not keep the process.

@@ -5,7 +5,7 @@
 //! costs time and nothing else.
 
 use super::{
-    Config, Fence, assign,
+    Config, Fence, Turns, assign,
     heart::{self, Pulse},
     nudge::back_off,
     wanted,
@@ -114,6 +114,8 @@ pub struct Coordinator {
     identity: Identity,
     sources: Vec<Datastore>,
     fence: Fence,
+    /// Of its loop. It waits for the store within a turn.
+    pub turns: Turns,
     view: watch::Sender<View>,
     ended: mpsc::UnboundedReceiver<EndedShard>,
 }
@@ -139,8 +141,8 @@ impl Coordinator {
     ) -> (Self, watch::Receiver<View>, mpsc::UnboundedSender<EndedShard>) {
         let (view, receiver) = watch::channel(View::default());
         let (sender, ended) = mpsc::unbounded_channel();
-        let fence = Fence::default();
-        (Self { config, ledger, presence, identity, sources, fence, view, ended }, receiver, sender)
+        let (fence, turns) = (Fence::default(), Turns::default());
+        (Self { config, ledger, presence, identity, sources, fence, turns, view, ended }, receiver, sender)
     }
 
     /// Fencing from the inside, for all that act for this worker.
@@ -182,6 +184,7 @@ impl Coordinator {
     async fn open(&self, stop: &CancellationToken) -> Option<(SessionId, Option<impl Sized + use<>>)> {
         let mut failures = 0_u32;
         loop {
+            self.turns.turn();
             if stop.is_cancelled() {
                 return None;
             }
@@ -311,6 +314,7 @@ impl<'a> Tenure<'a> {
 
     async fn run(&mut self, stop: &CancellationToken) {
         loop {
+            self.home.turns.turn();
             let give_from = self.draining.as_ref().map(|draining| draining.give_from);
             let leave_by = self.draining.as_ref().map(|draining| draining.leave_by);
             tokio::select! {

@@ -16,6 +16,7 @@ mod fence;
 mod heart;
 mod nudge;
 mod plan;
+mod turns;
 mod watchman;
 
 pub use config::Config;
@@ -23,4 +24,5 @@ pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, V
 pub use fence::Fence;
 pub use nudge::nudge_all;
 pub use plan::{assign, wanted};
+pub use turns::Turns;
 pub use watchman::{Findings, Watchman};

@@ -14,7 +14,7 @@ mod write;
 use crate::{
     cell::{AddedId, Lane, LaneKind, Ledger, Name, Parked, SessionId, ShardRef, StoreError, TriggerRecord},
     dispatch::{Budget, Cursor, Trigger},
-    lease::{Ended, Fence, Grant},
+    lease::{Ended, Fence, Grant, Turns},
     store::Cells,
 };
 pub use news::{Follower, News};
@@ -54,6 +54,8 @@ pub struct Shared {
     pub standings: Standings,
     /// Datastores that must not be worked on.
     pub foreign: watch::Receiver<Foreign>,
+    /// Changes now and then, so that each loop can show that it turns.
+    pub rounds: watch::Receiver<u64>,
 }
 
 /// All that a shard task is given.
@@ -68,6 +70,8 @@ pub struct Shard {
     pub grant: watch::Receiver<Grant>,
     /// What to call.
     pub triggers: Follower<Triggers>,
+    /// Counts the turns of its loop.
+    pub turns: Turns,
     /// What all share.
     pub shared: Shared,
 }
@@ -77,16 +81,17 @@ struct Home {
     shard: ShardRef,
     cells: Cells,
     me: SessionId,
+    turns: Turns,
     shared: Shared,
 }
 
 impl Shard {
     /// Runs until the shard is handed over or lost.
     pub async fn run(self) -> Ended {
-        let Self { shard, cells, me, grant, triggers, shared } = self;
+        let Self { shard, cells, me, grant, triggers, turns, shared } = self;
         let epoch = grant.borrow().lease.epoch;
         let _silence = Silence(shared.standings.clone(), shard.clone(), epoch);
-        let home = Arc::new(Home { shard, cells, me, shared });
+        let home = Arc::new(Home { shard, cells, me, turns, shared });
         // In a box: what an async function takes by value lies in its future twice, and shards come by the thousand.
         Box::new(Work::new(home, grant, triggers)).run().await
     }

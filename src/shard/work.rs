@@ -137,8 +137,8 @@ impl Work {
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
         };
         let tip = home.cells.tip(home.shard.shard);
-        let fence = home.shared.fence.clone();
-        let safe = Go::while_it(move || fence.is_safe());
+        let (fence, turns) = (home.shared.fence.clone(), home.turns.clone());
+        let safe = Go::while_it(move || fence.is_safe() && !turns.is_given_up());
         let mut work = Self {
             home,
             grant,
@@ -192,7 +192,12 @@ impl Work {
         let mut trouble = self.trouble.subscribe();
         let mut foreign = self.home.shared.foreign.clone();
         let mut others = self.home.shared.budget.waiting();
+        let mut rounds = self.home.shared.rounds.clone();
         loop {
+            self.home.turns.turn();
+            if self.home.turns.is_given_up() {
+                return Ended::Lost;
+            }
             let now = now();
             self.advance(now);
             let timer = self.timer(now);
@@ -250,6 +255,8 @@ impl Work {
                     }
                 }
                 Some(()) = self.chores.next(), if !self.chores.is_empty() => {}
+                // Asked whether it turns; nothing happened that were to be told.
+                Ok(()) = rounds.changed() => continue,
                 () = sleep_until(timer) => {}
             }
             self.tell_due = true;
