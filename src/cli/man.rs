@@ -69,5 +69,7 @@ fn page(command: &Command) -> anyhow::Result<Page> {
     let page = Man::new(command.clone()).source(concat!("cellhook ", env!("CARGO_PKG_VERSION"))).manual("cellhook");
     let mut text = Vec::new();
     page.render(&mut text)?;
-    Ok((page.get_filename(), String::from_utf8(text)?))
+    // A date that is left out is left out without quotes, and the rest of the title moves up. A build has no date.
+    let text = String::from_utf8(text)?.replacen(" 1  \"", " 1 \"\" \"", 1);
+    Ok((page.get_filename(), text))
 }

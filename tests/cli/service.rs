@@ -196,7 +196,7 @@ fn is_root() -> bool {
 }
 
 const BILLING: &str = "[store]\nkind = \"embedded\"\n[datastores.trips]\nshards = 4\n[metrics]\nlisten = \"127.0.0.1:0\"\n\
-                       [triggers.bill_rider]\nsource = \"trips\"\ncolumns = [\"BASE\"]\n\
+                       [triggers.bill_rider]\nsource = \"trips\"\ncolumns = [\"BASE\"]\ninclude = [\"STATUS\"]\n\
                        [triggers.bill_rider.handler]\nkind = \"exec\"\ncommand = [\"python3\", \"bill_rider.py\"]\ndir = \"..\"\n";
 
 #[test]
@@ -221,7 +221,7 @@ fn the_unit_s_command_line_works_as_its_user() {
     assert_eq!(fs::metadata(&store).unwrap().mode() & 0o777, 0o600);
     host.run("/usr/bin/cellhook put trips trip-1 BASE {\"fare\":12} --config /etc/cellhook/cellhook.toml").done();
     let billed = "/usr/bin/cellhook get trips trip-1 STATUS --config /etc/cellhook/cellhook.toml";
-    until(|| host.run(billed).stdout.contains("\"is_completed\":true")).unwrap_or_else(|| panic!("{}", worker.said()));
+    until(|| host.run(billed).stdout.contains("\"is_completed\": true")).unwrap_or_else(|| panic!("{}", worker.said()));
 
     // As `systemctl reload` does it: the check comes first, and its failure is that of the reload.
     let reload = unit("ExecReload");
@@ -268,9 +268,7 @@ fn credentials_come_from_where_systemd_puts_them() {
             .unwrap();
         String::from_utf8_lossy(&request[..n]).into_owned()
     });
-    let host = Host::with(&format!(
-        "[store]\nkind = \"dynamodb\"\nendpoint = \"http://{address}\"\nregion = \"eu-central-1\"\n[datastores.trips]\n"
-    ));
+    let host = Host::with("[store]\nkind = \"dynamodb\"\nregion = \"eu-central-1\"\n[datastores.trips]\n");
     let drop_in = fs::read_to_string(project("systemd/aws-credentials.conf")).unwrap();
     assert!(drop_in.contains("\nLoadCredential=aws:/etc/cellhook/aws-credentials\n"), "{drop_in}");
     let variable =
@@ -282,7 +280,7 @@ fn credentials_come_from_where_systemd_puts_them() {
         chown(&credentials, Some(NOBODY), Some(NOBODY)).unwrap();
     }
     let mut command = host.as_service("/usr/bin/cellhook shards --config /etc/cellhook/cellhook.toml");
-    command.env("AWS_SHARED_CREDENTIALS_FILE", &credentials);
+    command.env("AWS_SHARED_CREDENTIALS_FILE", &credentials).env("AWS_ENDPOINT_URL", format!("http://{address}"));
     let ended = Home::ended(command.spawn().unwrap()).ended(5);
     let request = server.join().unwrap();
     assert!(request.contains("Credential=AKIDEXAMPLE/"), "{request}\n{ended:?}");
