@@ -173,7 +173,6 @@ pub struct Worker {
     triggers: Vec<Arc<Trigger>>,
     shared: Shared,
     foreign: watch::Sender<Foreign>,
-    rounds: watch::Sender<u64>,
     turning: Turning,
 }
 
@@ -204,7 +203,6 @@ impl Worker {
             sources,
         );
         let foreign = watch::Sender::new(Foreign::default());
-        let rounds = watch::Sender::new(0);
         let shared = Shared {
             ledger: setup.ledger.clone(),
             fence: coordinator.fence(),
@@ -212,10 +210,9 @@ impl Worker {
             interval: setup.checkpoint_interval,
             standings: Standings::default(),
             foreign: foreign.subscribe(),
-            rounds: rounds.subscribe(),
         };
         let turning = Turning::default();
-        Ok(Self { setup, coordinator, view, ended, triggers, shared, foreign, rounds, turning })
+        Ok(Self { setup, coordinator, view, ended, triggers, shared, foreign, turning })
     }
 
     /// What others may see of it.
@@ -229,7 +226,7 @@ impl Worker {
     ///
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
-        let Self { setup, coordinator, mut view, ended, triggers, shared, foreign, rounds, turning } = self;
+        let Self { setup, coordinator, mut view, ended, triggers, shared, foreign, turning } = self;
         let at_work = News::new(Triggers { active: triggers.into(), records: Arc::new([]) });
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
         let mut seen: BTreeSet<TriggerId> = BTreeSet::new();
@@ -241,7 +238,7 @@ impl Worker {
         // A grant whose task has ended is over, even if a view that was published before still shows it: its checkpoint is
         // that of the claim, and its epoch has called its cells already.
         let mut over: BTreeMap<ShardRef, Epoch> = BTreeMap::new();
-        let mut minder = Minder::new(rounds, coordinator.turns.clone(), turning);
+        let mut minder = Minder::new(coordinator.turns.clone(), turning);
         let coordination = coordinator.run(stop.clone());
         tokio::pin!(coordination);
         let (held_sender, held) = watch::channel(BTreeSet::new());
@@ -323,6 +320,7 @@ impl Worker {
                             grant: receiver,
                             triggers: at_work.follow(),
                             turns: turns.clone(),
+                            rounds: minder.rounds(),
                             shared: shared.clone(),
                         };
                         let of = shard.clone();

@@ -54,8 +54,6 @@ pub struct Shared {
     pub standings: Standings,
     /// Datastores that must not be worked on.
     pub foreign: watch::Receiver<Foreign>,
-    /// Changes now and then, so that each loop can show that it turns.
-    pub rounds: watch::Receiver<u64>,
 }
 
 /// All that a shard task is given.
@@ -72,6 +70,8 @@ pub struct Shard {
     pub triggers: Follower<Triggers>,
     /// Counts the turns of its loop.
     pub turns: Turns,
+    /// Changes now and then, so that an idle loop turns too.
+    pub rounds: Follower<u64>,
     /// What all share.
     pub shared: Shared,
 }
@@ -88,12 +88,12 @@ struct Home {
 impl Shard {
     /// Runs until the shard is handed over or lost.
     pub async fn run(self) -> Ended {
-        let Self { shard, cells, me, grant, triggers, turns, shared } = self;
+        let Self { shard, cells, me, grant, triggers, turns, rounds, shared } = self;
         let epoch = grant.borrow().lease.epoch;
         let _silence = Silence(shared.standings.clone(), shard.clone(), epoch);
         let home = Arc::new(Home { shard, cells, me, turns, shared });
         // In a box: what an async function takes by value lies in its future twice, and shards come by the thousand.
-        Box::new(Work::new(home, grant, triggers)).run().await
+        Box::new(Work::new(home, grant, triggers, rounds)).run().await
     }
 }
 

@@ -77,6 +77,7 @@ pub(super) struct Work {
     home: Arc<Home>,
     grant: watch::Receiver<Grant>,
     triggers: Follower<Triggers>,
+    rounds: Follower<u64>,
     /// The triggers that shall be at work here.
     wanted: Vec<Arc<Trigger>>,
     records: Arc<[TriggerRecord]>,
@@ -131,7 +132,12 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(home: Arc<Home>, mut grant: watch::Receiver<Grant>, triggers: Follower<Triggers>) -> Self {
+    pub(super) fn new(
+        home: Arc<Home>,
+        mut grant: watch::Receiver<Grant>,
+        triggers: Follower<Triggers>,
+        rounds: Follower<u64>,
+    ) -> Self {
         let (lease, look, give_by) = {
             let grant = grant.borrow_and_update();
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
@@ -143,6 +149,7 @@ impl Work {
             home,
             grant,
             triggers,
+            rounds,
             wanted: Vec::new(),
             records: Arc::new([]),
             epoch: lease.epoch,
@@ -192,7 +199,6 @@ impl Work {
         let mut trouble = self.trouble.subscribe();
         let mut foreign = self.home.shared.foreign.clone();
         let mut others = self.home.shared.budget.waiting();
-        let mut rounds = self.home.shared.rounds.clone();
         loop {
             self.home.turns.turn();
             if self.home.turns.is_given_up() {
@@ -256,7 +262,10 @@ impl Work {
                 }
                 Some(()) = self.chores.next(), if !self.chores.is_empty() => {}
                 // Asked whether it turns; nothing happened that were to be told.
-                Ok(()) = rounds.changed() => continue,
+                () = self.rounds.changed() => {
+                    self.rounds.get();
+                    continue;
+                }
                 () = sleep_until(timer) => {}
             }
             self.tell_due = true;

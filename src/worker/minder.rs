@@ -11,6 +11,7 @@ use crate::{
     cell::{Epoch, ShardRef},
     lease::Turns,
     metrics,
+    shard::{Follower, News},
 };
 use std::{
     collections::HashMap,
@@ -19,7 +20,6 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::watch,
     task::{AbortHandle, Id},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
@@ -127,7 +127,7 @@ impl Task {
 
 /// Watches over the loops of a worker.
 pub(super) struct Minder {
-    rounds: watch::Sender<u64>,
+    rounds: News<u64>,
     ticks: Interval,
     coordinator: Loop,
     tasks: HashMap<Id, Task>,
@@ -135,14 +135,18 @@ pub(super) struct Minder {
 }
 
 impl Minder {
-    /// Each change of `rounds` wakes all shard tasks.
-    pub(super) fn new(rounds: watch::Sender<u64>, coordinator: Turns, turning: Turning) -> Self {
-        let round = round();
+    pub(super) fn new(coordinator: Turns, turning: Turning) -> Self {
+        let (rounds, round) = (News::new(0), round());
         let mut ticks = interval_at(Instant::now() + round, round);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let minder = Self { rounds, ticks, coordinator: Loop::new(coordinator), tasks: HashMap::new(), turning };
         minder.tell(Vec::new());
         minder
+    }
+
+    /// For a shard task: woken by every round.
+    pub(super) fn rounds(&self) -> Follower<u64> {
+        self.rounds.follow()
     }
 
     pub(super) fn started(&mut self, id: Id, task: Task) {
@@ -182,7 +186,10 @@ impl Minder {
             }
         }
         self.tell(stuck);
-        self.rounds.send_modify(|round| *round += 1);
+        self.rounds.change(|round| {
+            *round += 1;
+            true
+        });
     }
 
     fn tell(&self, stuck: Vec<Stuck>) {
@@ -210,11 +217,12 @@ fn round() -> Duration {
 mod tests {
     use super::*;
     use crate::cell::{Name, ShardId};
+    use futures_util::FutureExt;
     use std::future::pending;
     use tokio::task::JoinSet;
 
     fn minder(coordinator: &Turns) -> Minder {
-        Minder::new(watch::Sender::new(0), coordinator.clone(), Turning::default())
+        Minder::new(coordinator.clone(), Turning::default())
     }
 
     async fn rounds(minder: &mut Minder, rounds: u32) {
@@ -229,7 +237,7 @@ mod tests {
         let coordinator = Turns::default();
         let mut minder = minder(&coordinator);
         let turning = minder.turning.clone();
-        let mut woken = minder.rounds.subscribe();
+        let mut woken = minder.rounds();
         let mut tasks: JoinSet<()> = JoinSet::new();
         let shard = |n| ShardRef { source: Name::new("trips").unwrap(), shard: ShardId(n) };
         let (good, bad) = (Turns::default(), Turns::default());
@@ -242,8 +250,8 @@ mod tests {
                 coordinator.turn();
                 good.turn();
                 rounds(minder, 1).await;
-                assert!(woken.has_changed().unwrap(), "each round wakes the tasks");
-                woken.mark_unchanged();
+                assert!(woken.changed().now_or_never().is_some(), "each round wakes the tasks");
+                woken.get();
             }
         };
         // The first look sees the turn that all began with.
