@@ -16,10 +16,12 @@ fail() {
     echo "tests/deb.sh: $*" >&2
     exit 1
 }
-as_cellhook() {
-    setpriv --reuid cellhook --regid cellhook --clear-groups --no-new-privs --inh-caps=-all env -i PATH=/usr/bin:/bin "$@"
+as_cellhook=(setpriv --reuid cellhook --regid cellhook --clear-groups --no-new-privs --inh-caps=-all env -i PATH=/usr/bin:/bin)
+# What bears the name in the places that belong to packages.
+named() {
+    find /etc /usr /var /run -xdev -name '*cellhook*' | sort
 }
-find / -xdev \( -name '*cellhook*' -o -name '_cellhook' \) -not -path '/tmp/*' -not -path '/proc/*' >/tmp/before 2>/dev/null || true
+named >/tmp/before
 grep -E '^cellhook' /etc/passwd && fail "there is a user cellhook already"
 
 dpkg -i /tmp/cellhook.deb >/tmp/log 2>&1 || fail "$(cat /tmp/log)"
@@ -49,10 +51,10 @@ source = "trips"
 kind = "command"
 command = ["sh", "-c", "cat >> /var/lib/cellhook/handled"]
 CONFIG
-as_cellhook /usr/bin/cellhook run --config /etc/cellhook/cellhook.toml >/tmp/said 2>&1 &
+"${as_cellhook[@]}" /usr/bin/cellhook run --config /etc/cellhook/cellhook.toml >/tmp/said 2>&1 &
 worker=$!
 for _ in $(seq 600); do
-    as_cellhook cellhook put trips trip-1 BASE '{"fare": 12}' >/dev/null 2>&1 && break
+    "${as_cellhook[@]}" cellhook put trips trip-1 BASE '{"fare": 12}' >/dev/null 2>&1 && break
     sleep 0.1
 done
 for _ in $(seq 600); do
@@ -60,14 +62,14 @@ for _ in $(seq 600); do
     sleep 0.1
 done
 grep -q '"subject":"trip-1"' /var/lib/cellhook/handled || fail "the cell is not handled: $(cat /tmp/said)"
-[ "$(as_cellhook cellhook get trips trip-1 BASE)" = '{"fare": 12}' ] || fail "the cell cannot be got"
+[ "$("${as_cellhook[@]}" cellhook get trips trip-1 BASE)" = '{"fare": 12}' ] || fail "the cell cannot be got"
 kill -TERM "$worker"
 wait "$worker" || fail "the worker ended with $?: $(cat /tmp/said)"
 
 # The same version again, as an upgrade: the edited config stays.
 dpkg -i /tmp/cellhook.deb >/tmp/log 2>&1 </dev/null || fail "$(cat /tmp/log)"
 grep -q triggers.note /etc/cellhook/cellhook.toml || fail "the upgrade replaced the config"
-[ "$(as_cellhook cellhook get trips trip-1 BASE)" = '{"fare": 12}' ] || fail "the upgrade lost the store"
+[ "$("${as_cellhook[@]}" cellhook get trips trip-1 BASE)" = '{"fare": 12}' ] || fail "the upgrade lost the store"
 
 dpkg -r cellhook >/tmp/log 2>&1 || fail "$(cat /tmp/log)"
 [ -s /etc/cellhook/cellhook.toml ] && [ ! -e /usr/bin/cellhook ] || fail "removed: the config stays, the binary goes"
@@ -78,15 +80,16 @@ grep -q '/var/lib/cellhook is kept' /tmp/log || fail "the purge does not tell of
 # And without a store, nothing at all is left.
 rm -rf /var/lib/cellhook
 dpkg -i /tmp/cellhook.deb >/tmp/log 2>&1 && dpkg -P cellhook >/tmp/log 2>&1 || fail "$(cat /tmp/log)"
-find / -xdev \( -name '*cellhook*' -o -name '_cellhook' \) -not -path '/tmp/*' -not -path '/proc/*' >/tmp/after 2>/dev/null || true
+named >/tmp/after
 diff /tmp/before /tmp/after || fail "the purge left this behind"
 ! grep -E '^cellhook' /etc/passwd /etc/group || fail "the purge left the user behind"
 INSIDE
 
-unshare --mount --propagation private sh -euc '
+# Whatever happens, no process of it is left.
+unshare --mount --propagation private --pid --fork --kill-child sh -euc '
     mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
     mount -t tmpfs tmpfs "$1/root/tmp"
-    mount --rbind /proc "$1/root/proc"
+    mount -t proc proc "$1/root/proc"
     mount --rbind /dev "$1/root/dev"
     cp "$1/cellhook.deb" "$1/inside" "$1/root/tmp/"
     exec chroot "$1/root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive bash /tmp/inside

@@ -3,7 +3,8 @@
 # engine would be given; then its binary with the ENV, HEALTHCHECK and CMD of its last stage, as that stage's user, with an
 # empty environment besides and nothing writable but the volume. What it cannot show: that the base images exist, and the RUN
 # of the last stage, which belongs to Debian's image.
-# The build shares this project's target directory, so that only cellhook itself is built once more.
+# The copy shares this project's target directory and, where root can mount it there, its path: what cargo has built counts, unless
+# something that it was built from is missing in the copy.
 set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
 cd "$project"
@@ -25,17 +26,33 @@ pinned=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 grep -q "^FROM rust:$pinned-slim-bookworm AS build$" "$work/lines" || fail "the image of the build is not that of rust-version $pinned"
 [ "$(stage 1 WORKDIR)" = /src ] && [ "$(stage 1 COPY)" = ". ." ] || fail "the first stage is not what this script knows"
 
-# Always in the same place, so that cargo sees what it has built. `target` is a cache mount of the build.
+# Always in the same place, for who cannot mount. `target` is a cache mount of the build.
 tree=$project/target/docker/src
+target=$(realpath "${CARGO_TARGET_DIR:-target}")
 mkdir -p "$tree"
 find "$tree" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
+# shellcheck disable=SC2046 # a list of words
 tar --create --exclude-vcs $(sed 's|^|--exclude=./|' .dockerignore) --file - . | tar --extract --file - --directory "$tree"
-ln -s "${CARGO_TARGET_DIR:-$project/target}" "$tree/target"
 [ -f "$tree/Cargo.lock" ] && [ ! -e "$tree/out" ] || fail "the copy is not what the engine would be given"
-stage 1 RUN | sed -E 's/--mount=[^ ]+ *//g' | while read -r step; do
+in_tree() {
+    if [ "$(id -u)" = 0 ]; then
+        mkdir "$tree/target"
+        unshare --mount --propagation private sh -euc '
+            mount --bind "$2" "$1/target"
+            mount --rbind "$1" "$3"
+            cd "$3"
+            sh -ec "$4"' sh "$tree" "$target" "$project" "$1"
+        rmdir "$tree/target"
+    else
+        ln -sfn "$target" "$tree/target"
+        (cd "$tree" && sh -ec "$1")
+    fi
+}
+unset CARGO_TARGET_DIR
+while read -r step; do
     echo "RUN $step"
-    (cd "$tree" && env -u CARGO_TARGET_DIR sh -ec "$step")
-done
+    in_tree "$step" </dev/null
+done < <(stage 1 RUN | sed -E 's/--mount=[^ ]+ *//g')
 binary=$tree/out/cellhook
 [ "$(stage "$last" COPY)" = "--from=build /src/out/cellhook /usr/bin/cellhook" ] && [ -x "$binary" ] || fail "the binary is not where it is copied from"
 
@@ -69,7 +86,7 @@ mkdir -p "$root/usr" "$root/app" "$root/etc/cellhook" "$root/var/lib/cellhook" "
 ln -s usr/lib "$root/lib"
 ln -s usr/lib64 "$root/lib64"
 mount --rbind /usr "$root/usr"
-mount --rbind /proc "$root/proc"
+mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 cp "$binary" "$root/app/cellhook"
 cp "$work/config" "$root/etc/cellhook/cellhook.toml"
@@ -99,6 +116,6 @@ kill -TERM "$worker"
 wait "$worker"
 INSIDE
 # shellcheck disable=SC2046 # ENV is a list of words
-unshare --mount --propagation private bash "$work/inside" "$work" "$binary" "$user" "$(words CMD)" "$(words HEALTHCHECK)" \
+unshare --mount --propagation private --pid --fork --kill-child bash "$work/inside" "$work" "$binary" "$user" "$(words CMD)" "$(words HEALTHCHECK)" \
     $(stage "$last" ENV | sed "s/:9464/:$port/") || fail "as the image starts it: $(cat "$work/said" 2>/dev/null)"
 echo "the Dockerfile's steps work: $(du -h "$binary" | cut -f1)"

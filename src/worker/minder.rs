@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-/// Between two rounds. Each wakes every shard task; thousands of idle ones then cost about a hundredth of a core.
+/// Between two rounds. Each wakes every shard task, which for 4096 idle ones is lost in the noise of what they cost anyway.
 const ROUND: Duration = Duration::from_secs(5);
 /// A task that did not turn for so many rounds after it was woken is aborted: after 10 s, as long as a session of the default
 /// length may be silent. A turn takes far less than a second, so that nothing that works comes near it.
