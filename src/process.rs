@@ -1,8 +1,11 @@
-//! The Unix process: log set-up, and the signals that a daemon listens to.
+//! The Unix process: log set-up, the signals that a daemon listens to, and what its service manager is told.
+
+mod manager;
 
 mod repeats;
 
 use crate::cell::setting::BadSetting;
+pub use manager::Manager;
 use serde::{Deserialize, Serialize};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},

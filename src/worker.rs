@@ -4,6 +4,7 @@
 //! Two futures of one task: the coordination, which is never spawned, since a heartbeat that outlived the work that it
 //! vouches for would keep a dead worker's shards; and this loop, which owns one task for each held shard and joins it.
 
+mod minder;
 mod muster;
 mod retention;
 mod tips;
@@ -12,7 +13,7 @@ use crate::{
     cell::{Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId, chain},
     dispatch::{Budget, Config, Trigger},
     filter::FilterError,
-    lease::{self, Coordinator, Ended, EndedShard, Fence, Grant, Identity, View},
+    lease::{self, Coordinator, Ended, EndedShard, Fence, Grant, Identity, Turns, View},
     metrics,
     shard::{Foreign, News, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
@@ -23,16 +24,18 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
+pub use minder::Stuck;
+use minder::{Minder, Task, Turning};
 use muster::{Told, ids, register, replace, without_retired};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, Id, JoinSet},
-    time::Instant,
+    task::{AbortHandle, JoinSet},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +43,8 @@ pub use retention::{OpenLedger, Retention};
 
 /// How often it is looked whether a replaced trigger is still in use.
 const RETIRING: Duration = Duration::from_millis(500);
+/// How long aborted tasks may take to end when the worker leaves. They do at once, but for one whose thread is blocked.
+const LAST_TASKS: Duration = Duration::from_secs(5);
 
 /// A trigger to work for.
 #[derive(Clone)]
@@ -168,6 +173,16 @@ pub struct Watch {
     pub fence: Fence,
     /// Its memory.
     pub budget: Budget,
+    turning: Turning,
+}
+
+impl Watch {
+    /// Loops that should turn and do not, with no cure but a new process. Empty while all is well, before the worker runs and
+    /// after it has left. A shard that stands still for want of the store, of a handler or of an operator is not among them.
+    #[must_use]
+    pub fn stuck(&self) -> Vec<Stuck> {
+        self.turning.stuck()
+    }
 }
 
 /// A worker that is not yet running.
@@ -181,6 +196,7 @@ pub struct Worker {
     working_for: watch::Sender<BTreeSet<TriggerId>>,
     shared: Shared,
     foreign: watch::Sender<Foreign>,
+    turning: Turning,
 }
 
 /// A reload whose triggers were registered or refused, and who is to be told.
@@ -189,6 +205,7 @@ type Registered = (Result<Vec<Arc<Trigger>>, WorkerError>, oneshot::Sender<Resul
 struct Running {
     grant: watch::Sender<Grant>,
     task: AbortHandle,
+    turns: Turns,
 }
 
 impl Worker {
@@ -221,7 +238,8 @@ impl Worker {
         };
         setup.sources.keys().for_each(|source| metrics::tailed(source.as_str()));
         let triggers = News::new(Triggers { active: triggers.into(), ..Triggers::default() });
-        Ok(Self { setup, coordinator, view, ended, triggers, working_for, shared, foreign })
+        let turning = Turning::default();
+        Ok(Self { setup, coordinator, view, ended, triggers, working_for, shared, foreign, turning })
     }
 
     /// What others may see of it.
@@ -233,6 +251,7 @@ impl Worker {
             triggers: self.triggers.clone(),
             fence: self.shared.fence.clone(),
             budget: self.shared.budget.clone(),
+            turning: self.turning.clone(),
         }
     }
 
@@ -241,7 +260,8 @@ impl Worker {
     ///
     /// The loop itself never waits for the store or for a handler: heartbeats go on meanwhile.
     pub async fn run(self, stop: CancellationToken, mut reload: mpsc::Receiver<Reload>) {
-        let Self { setup, coordinator, mut view, ended, triggers: at_work, working_for, shared, foreign } = self;
+        let Self { setup, coordinator, mut view, ended, triggers: at_work, working_for, shared, foreign, turning } =
+            self;
         let mut retiring: Vec<Arc<Trigger>> = Vec::new();
         let mut told = Told::default();
         let mut stopping: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
@@ -252,7 +272,7 @@ impl Worker {
         // A grant whose task has ended is over, even if a view that was published before still shows it: its checkpoint is
         // that of the claim, and its epoch has called its cells already.
         let mut over: BTreeMap<ShardRef, Epoch> = BTreeMap::new();
-        let mut names: HashMap<Id, (ShardRef, Epoch)> = HashMap::new();
+        let mut minder = Minder::new(coordinator.turns.clone(), turning);
         let coordination = coordinator.run(stop.clone());
         tokio::pin!(coordination);
         let (held_sender, held) = watch::channel(BTreeSet::new());
@@ -270,16 +290,18 @@ impl Worker {
                 Some(ended_task) = tasks.join_next_with_id() => {
                     let message = match ended_task {
                         Ok((id, message)) => {
-                            names.remove(&id);
+                            minder.ended(id);
                             Some(message)
                         }
-                        Err(error) if error.is_cancelled() => {
-                            names.remove(&error.id());
-                            None
-                        }
                         Err(error) => {
-                            tracing::error!(error = %chain(&error), "a shard task panicked; the shard is claimed anew");
-                            names.remove(&error.id()).map(|(shard, epoch)| (shard, epoch, Ended::Lost))
+                            let panicked = !error.is_cancelled();
+                            if panicked {
+                                tracing::error!(error = %chain(&error), "a shard task panicked; the shard is claimed anew");
+                            }
+                            let task = minder.ended(error.id());
+                            // Of a task that the view dropped nobody needs to hear.
+                            let task = task.filter(|task| panicked || task.was_aborted());
+                            task.map(|task| (task.shard, task.epoch, Ended::Lost))
                         }
                     };
                     if let Some((shard, epoch, ended_as)) = message {
@@ -310,6 +332,7 @@ impl Worker {
                         let epoch = running.grant.borrow().lease.epoch;
                         let kept = now.grants.get(shard).is_some_and(|grant| grant.lease.epoch == epoch);
                         if !kept {
+                            running.turns.give_up();
                             running.task.abort();
                         }
                         kept
@@ -332,12 +355,15 @@ impl Worker {
                         }
                         let epoch = grant.lease.epoch;
                         let (sender, receiver) = watch::channel(grant.clone());
+                        let turns = Turns::default();
                         let task = Shard {
                             shard: shard.clone(),
                             cells: cells.clone(),
                             me: SessionId::clone(&me),
                             grant: receiver,
                             triggers: at_work.follow(),
+                            turns: turns.clone(),
+                            rounds: minder.rounds(),
                             shared: shared.clone(),
                         };
                         let of = shard.clone();
@@ -348,8 +374,8 @@ impl Worker {
                             None => future,
                         };
                         let task = tasks.spawn(future);
-                        names.insert(task.id(), (shard.clone(), epoch));
-                        running.insert(shard.clone(), Running { grant: sender, task });
+                        minder.started(task.id(), Task::new(shard.clone(), epoch, task.clone(), turns.clone()));
+                        running.insert(shard.clone(), Running { grant: sender, task, turns });
                     }
                     metrics::shards_held(running.len());
                     held_sender.send_if_modified(|held| {
@@ -394,11 +420,15 @@ impl Worker {
                     }
                 }
                 Some(()) = stopping.next(), if !stopping.is_empty() => {}
+                () = minder.next() => minder.look(),
                 () = &mut tips => {}
                 Some(()) = &mut trims => {}
             }
         }
-        tasks.shutdown().await;
+        drop(minder);
+        if timeout(LAST_TASKS, tasks.shutdown()).await.is_err() {
+            tracing::error!(tasks = tasks.len(), "shard tasks block their threads: they are left behind");
+        }
         let active = at_work.get().active;
         stopping.extend(active.iter().chain(&retiring).map(|trigger| trigger.handler.clone().stop()));
         while stopping.next().await.is_some() {}

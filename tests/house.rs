@@ -33,6 +33,8 @@ const HOMES: &[(&str, &str)] = &[
     ("signal_hook", "process"),
     ("tracing_subscriber", "process"),
     ("clap", "cli"),
+    ("clap_complete", "cli"),
+    ("clap_mangen", "cli"),
     ("anyhow", "cli"),
     ("indicatif", "cli"),
 ];

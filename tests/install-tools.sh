@@ -1,17 +1,30 @@
 #!/bin/sh
 # Installs what some tests need beyond Rust, from Debian's packages: promtool, which holds metrics and alert rules to
-# Prometheus's rules. Installs what is missing and starts no service. Needs the rights for apt-get, or sudo.
+# Prometheus's rules; systemd-analyze and strace, which prove the unit; and what checks completions and manual pages.
+# Installs what is missing and starts no service. Needs the rights for apt-get, or sudo.
 set -eu
 
 # A command, and the package that has it.
 tools='
 promtool prometheus
+systemd-analyze systemd
+strace strace
+zsh zsh
+fish fish
+mandoc mandoc
+dpkg-shlibdeps dpkg-dev
 '
 
 missing=
 for tool in $(echo "$tools" | awk 'NF { print $1 ":" $2 }'); do
     command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
+# cargo-deb, which makes the Debian package, comes from its source. Unoptimized it is built in half a minute, and packs as fast,
+# since Debian's own xz does that.
+project=$(cd "$(dirname "$0")/.." && pwd)
+if [ ! -x "$project/target/tools/bin/cargo-deb" ]; then
+    cargo install cargo-deb --version 3.8.0 --locked --no-default-features --debug --quiet --root "$project/target/tools"
+fi
 if [ -z "$missing" ]; then
     echo "all tools are installed"
     exit 0

@@ -11,3 +11,4 @@ mod house;
 mod kill;
 mod model;
 mod simulation;
+mod watchdog;

@@ -97,3 +97,18 @@ Examples:
   cellhook bench
   cellhook bench --markdown > figures.md
   cellhook bench --only catch-up --only latency --seconds 10 --json";
+
+pub(super) const HEALTH: &str = "\
+Examples:
+  cellhook health
+  cellhook health --ready --address 127.0.0.1:9464 --json | jq .details";
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  cellhook completions bash > /etc/bash_completion.d/cellhook
+  cellhook completions zsh > ~/.zfunc/_cellhook";
+
+pub(super) const MAN: &str = "\
+Examples:
+  cellhook man | man -l -
+  cellhook man --dir /usr/local/share/man/man1";

@@ -9,15 +9,18 @@
 mod bench;
 mod check;
 mod checkpoint;
+mod completions;
 mod crew;
 mod erase;
 mod examples;
 mod exit;
 mod get;
+mod health;
 mod iam_policy;
 mod init;
 mod lanes;
 mod lines;
+mod man;
 mod observe;
 mod open;
 mod operate;
@@ -28,6 +31,7 @@ mod retention;
 mod run;
 mod shards;
 mod standing;
+mod status;
 mod tail;
 mod triggers;
 mod trim;
@@ -107,6 +111,15 @@ enum Verb {
     /// Measure this release on this machine, beside bare loops of the same run, in a store of its own that is removed afterwards.
     #[command(after_help = examples::BENCH)]
     Bench(bench::Args),
+    /// Ask the worker of this config whether it is well, by its own page.
+    #[command(after_help = examples::HEALTH)]
+    Health(health::Args),
+    /// Print what a shell needs to complete this command line.
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(completions::Args),
+    /// Print the manual page, or write those of all verbs into a directory.
+    #[command(after_help = examples::MAN)]
+    Man(man::Args),
 }
 
 impl Verb {
@@ -125,6 +138,8 @@ impl Verb {
             Self::Parked(args) => args.changes(),
             Self::Triggers(args) => args.changes(),
             Self::Checkpoint(args) => args.changes(),
+            Self::Health(_) | Self::Completions(_) => false,
+            Self::Man(args) => args.changes(),
         }
     }
 }
@@ -177,6 +192,9 @@ fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {
             Verb::Checkpoint(args) => checkpoint::checkpoint(context, args).await,
             Verb::Verify(args) => verify::verify(context, args).await,
             Verb::Bench(args) => bench::bench(context, args).await,
+            Verb::Health(args) => health::health(context, args).await,
+            Verb::Completions(args) => completions::completions(context, args),
+            Verb::Man(args) => man::man(context, args),
         }
     });
     // A thread that blocks on stdin must not keep the process.

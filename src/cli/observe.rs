@@ -11,7 +11,7 @@ use crate::{
     metrics::{self, AtWork, Sample, ShardNow, TriggerNow, WorkerNow},
     process,
     store::Cells,
-    worker::Watch,
+    worker::{Stuck, Watch},
 };
 use ages::{Ages, Place};
 use serde_json::json;
@@ -222,7 +222,7 @@ impl Observer {
 
     /// Live: the loop of the process turns.
     pub(super) fn liveness(&self) -> Health {
-        live(self.eyes().turned.elapsed())
+        live(self.eyes().turned.elapsed(), &self.watch.stuck())
     }
 
     /// Ready: in the group, at work on every shard that it should hold, none of them stopped, no trigger missing for long.
@@ -260,11 +260,12 @@ impl Observer {
     }
 }
 
-/// The loop of a process that turned so long ago. It moves the coordination and every hand-over; whoever finds it standing
-/// still may kill the process.
-fn live(turned: Duration) -> Health {
-    let good = turned < TURN_MAX;
-    Health { good, details: json!({ "live": good, "turned_seconds_ago": turned.as_secs_f64() }) }
+/// The loop of a process that turned so long ago, and the loops that should turn and do not. The first moves the coordination and
+/// every hand-over. Whoever finds one standing still may kill the process.
+fn live(turned: Duration, stuck: &[Stuck]) -> Health {
+    let good = turned < TURN_MAX && stuck.is_empty();
+    let stuck: Vec<String> = stuck.iter().map(ToString::to_string).collect();
+    Health { good, details: json!({ "live": good, "turned_seconds_ago": turned.as_secs_f64(), "stuck": stuck }) }
 }
 
 /// What one look collects beside the sums.
@@ -400,8 +401,9 @@ mod tests {
 
     #[test]
     fn a_loop_that_does_not_turn_is_not_live() {
-        assert!(live(SAMPLES).good);
-        let stuck = live(TURN_MAX);
+        assert!(live(SAMPLES, &[]).good);
+        assert!(!live(SAMPLES, &[Stuck::Worker]).good);
+        let stuck = live(TURN_MAX, &[]);
         assert!(!stuck.good);
         assert_eq!(stuck.details, json!({"live": false, "turned_seconds_ago": 10.0}));
     }

@@ -7,15 +7,16 @@ use super::{
     init,
     observe::{Observer, SAMPLES, Settings},
     output::say,
+    status,
 };
 use crate::{
     admin::{Admin, Pages},
     cell::{Name, chain},
     config::Config,
     lease::Identity,
-    process::{self, Signal, Signals},
+    process::{self, Manager, Signal, Signals},
     store::{Cells, Kind, Store},
-    worker::{Reload, Retention, Setup, Worker, WorkerError},
+    worker::{Reload, Retention, Setup, Watch, Worker, WorkerError},
 };
 use anyhow::Context as _;
 use futures_util::{FutureExt, future::OptionFuture};
@@ -34,6 +35,7 @@ struct Life {
     config: Config,
     crew: Crew,
     worker: Worker,
+    watch: Watch,
     observer: Observer,
     admin: Option<Admin>,
 }
@@ -42,14 +44,18 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
     let config = context.config()?;
     process::log_to_stderr(&config.log)?;
     let mut signals = Signals::listen().context("signals cannot be listened to")?;
+    let mut manager = Manager::of_process();
     // A SIGHUP that comes at the start, or while one is answered, is heard afterwards: the file may have changed again.
     let mut reload_wanted = false;
     let life = tokio::select! {
         biased;
-        left = leave(&mut signals, &mut reload_wanted) => return Ok(left),
+        left = leave(&mut signals, &mut reload_wanted) => {
+            manager.stopping();
+            return Ok(left);
+        }
         life = begin(config) => life?,
     };
-    let Life { mut config, mut crew, worker, observer, admin } = life;
+    let Life { mut config, mut crew, worker, watch, observer, admin } = life;
 
     let stop = CancellationToken::new();
     let (reloads, reloaded) = mpsc::channel(1);
@@ -63,12 +69,15 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
     let mut reloading: Option<Reloading> = None;
     let mut samples = interval(SAMPLES);
     samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    manager.ready();
     loop {
         if reloading.is_none() && std::mem::take(&mut reload_wanted) {
+            manager.reloading();
             match reload(context, &config, &crew, &reloads) {
                 Ok(begun) => reloading = Some(begun),
                 Err(error) => {
-                    tracing::error!(signal = "SIGHUP", error = %chain(error.as_ref()), "the reload is refused; nothing changed")
+                    tracing::error!(signal = "SIGHUP", error = %chain(error.as_ref()), "the reload is refused; nothing changed");
+                    manager.ready();
                 }
             }
         }
@@ -79,6 +88,7 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
                 Signal::Stop(name) => {
                     let deadline = config.lease.drain_deadline;
                     tracing::info!(signal = name, ?deadline, "stopping: calls under way are finished, shards handed over");
+                    manager.stopping();
                     stop.cancel();
                 }
                 Signal::Reload => reload_wanted = true,
@@ -95,8 +105,13 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
                     Ok(Err(error)) => tracing::error!(signal = "SIGHUP", error = %chain(&error), "the reload is refused; nothing changed"),
                     Err(_) => tracing::warn!("the worker stopped before it took the reload"),
                 }
+                manager.ready();
             }
-            _ = samples.tick() => observer.sample(),
+            () = manager.hungry() => manager.feed(&watch.stuck()),
+            _ = samples.tick() => {
+                observer.sample();
+                manager.status(|| status::line(&watch));
+            }
             () = &mut faces => {}
             never = &mut ages => match never {},
         }
@@ -150,17 +165,18 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
         wrap: None,
     };
     let worker = Worker::new(setup).await?;
+    let watch = worker.watch();
     let settings = Settings {
         per_shard: config.per_shard,
         margin_limit: config.lease.session.saturating_sub(config.lease.heartbeat),
     };
-    let observer = Observer::new(worker.watch(), sources, config.triggers.keys().cloned(), settings);
+    let observer = Observer::new(watch.clone(), sources, config.triggers.keys().cloned(), settings);
     if let Some(admin) = &admin {
         say(format_args!("metrics on http://{}/metrics", admin.address()));
     }
     let shards: u32 = config.datastores.values().map(|datastore| datastore.shards).sum();
     tracing::info!(group = %config.group, triggers = config.triggers.len(), shards, "working");
-    Ok(Life { config, crew, worker, observer, admin })
+    Ok(Life { config, crew, worker, watch, observer, admin })
 }
 
 /// How long the config keeps logs. The groups that have triggers on them are opened when they are asked.

@@ -112,7 +112,8 @@ impl Environment {
     /// whatever runs in it; where systemd says which process it meant, that counts.
     fn under_systemd(&self) -> bool {
         let meant = self.get("SYSTEMD_EXEC_PID").map(|pid| pid.to_str() == Some(self.pid.to_string().as_str()));
-        self.get("STATE_DIRECTORY").is_some() || meant.unwrap_or(self.get("INVOCATION_ID").is_some())
+        let service = ["INVOCATION_ID", "NOTIFY_SOCKET"].iter().any(|name| self.get(name).is_some());
+        self.get("STATE_DIRECTORY").is_some() || meant.unwrap_or(service)
     }
 
     /// The directory for the service's state; the first when there are several.

@@ -235,9 +235,10 @@ fn paths_are_relative_to_the_file_and_a_service_has_its_state_directory() {
     assert_eq!(config.store.path, Path::new("/var/lib/cellhook/x.db"));
     assert!(config.metrics.unwrap().fixed, "a service does not wander to another port");
 
-    let service = [("INVOCATION_ID", "0123")];
-    let error = overridden(SMALL, &service).unwrap_err();
-    assert!(error.contains("store.kind: a service says which store it means"), "{error}");
+    for service in [("INVOCATION_ID", "0123"), ("NOTIFY_SOCKET", "/run/systemd/notify")] {
+        let error = overridden(SMALL, &[service]).unwrap_err();
+        assert!(error.contains("store.kind: a service says which store it means"), "{error}");
+    }
     let in_a_terminal = [("INVOCATION_ID", "0123"), ("SYSTEMD_EXEC_PID", "1")];
     assert!(overridden(SMALL, &in_a_terminal).is_ok());
 }

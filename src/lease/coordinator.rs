@@ -7,7 +7,7 @@
 mod leave;
 
 use super::{
-    AllVacant, Config, Fence, Gone, assign,
+    AllVacant, Config, Fence, Gone, Turns, assign,
     claim::{Claimed, claim, reason, without_checkpoints},
     gone,
     heart::{self, Pulse},
@@ -136,6 +136,8 @@ pub struct Coordinator {
     sources: Vec<Datastore>,
     working_for: watch::Receiver<BTreeSet<TriggerId>>,
     fence: Fence,
+    /// Of its loop. It waits for the store within a turn.
+    pub turns: Turns,
     view: watch::Sender<View>,
     ended: mpsc::UnboundedReceiver<EndedShard>,
 }
@@ -163,8 +165,8 @@ impl Coordinator {
     ) -> (Self, watch::Receiver<View>, mpsc::UnboundedSender<EndedShard>) {
         let (view, receiver) = watch::channel(View::default());
         let (sender, ended) = mpsc::unbounded_channel();
-        let fence = Fence::default();
-        (Self { config, ledger, presence, identity, sources, working_for, fence, view, ended }, receiver, sender)
+        let (fence, turns) = (Fence::default(), Turns::default());
+        (Self { config, ledger, presence, identity, sources, working_for, fence, turns, view, ended }, receiver, sender)
     }
 
     /// Fencing from the inside, for all that act for this worker.
@@ -208,6 +210,7 @@ impl Coordinator {
     async fn open(&self, stop: &CancellationToken) -> Option<(SessionId, Option<impl Sized + use<>>)> {
         let mut failures = 0_u32;
         loop {
+            self.turns.turn();
             if stop.is_cancelled() {
                 return None;
             }
@@ -341,6 +344,7 @@ impl<'a> Tenure<'a> {
 
     async fn run(&mut self, stop: &CancellationToken) {
         loop {
+            self.home.turns.turn();
             let give_from = self.draining.as_ref().map(|draining| draining.give_from);
             let leave_by = self.draining.as_ref().map(|draining| draining.leave_by);
             tokio::select! {

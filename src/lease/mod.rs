@@ -21,6 +21,7 @@ mod nudge;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod vacant;
 mod watchman;
 
@@ -30,5 +31,6 @@ pub use fence::Fence;
 pub use gone::Gone;
 pub use nudge::nudge_all;
 pub use plan::{assign, wanted};
+pub use turns::Turns;
 pub use vacant::{AllVacant, Vacant};
 pub use watchman::{Findings, Watchman};

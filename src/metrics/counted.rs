@@ -70,6 +70,11 @@ pub fn shards_held(shards: usize) {
     FAMILIES.shards_held.set(i64::try_from(shards).unwrap_or(i64::MAX));
 }
 
+/// A shard task did not turn its loop any more, and was aborted.
+pub fn shard_task_aborted() {
+    FAMILIES.tasks_aborted.inc();
+}
+
 /// A cell was given up for good by the trigger's policy.
 pub fn dropped(trigger: &str) {
     FAMILIES.dropped.with_label_values(&[trigger]).inc();

@@ -34,6 +34,7 @@ pub(super) struct Families {
     pub(super) claimed: IntCounterVec,
     pub(super) session_lost: IntCounter,
     pub(super) declared_dead: IntCounter,
+    pub(super) tasks_aborted: IntCounter,
     pub(super) children_ended: IntCounterVec,
     pub(super) protocol_faults: IntCounterVec,
     pub(super) trimmed: IntCounterVec,
@@ -71,6 +72,10 @@ impl Families {
             claimed: make.counters("shards_claimed_total", "Leases that this worker took, by how.", &["reason"]),
             session_lost: make.counter("sessions_lost_total", "Times that others declared this worker dead."),
             declared_dead: make.counter("sessions_declared_dead_total", "Workers that this one declared dead."),
+            tasks_aborted: make.counter(
+                "shard_tasks_aborted_total",
+                "Shards let go of because their task did not turn its loop any more.",
+            ),
             children_ended: make.counters(
                 "children_ended_total",
                 "Children of a handler that ended by themselves or were killed, or never came up; another is started.",

@@ -17,7 +17,7 @@ use crate::{
         TriggerRecord,
     },
     dispatch::{Budget, Cursor, GRAVES_MAX, Trigger},
-    lease::{Ended, Fence, Gone, Grant},
+    lease::{Ended, Fence, Gone, Grant, Turns},
     store::Cells,
 };
 pub use news::{Follower, News};
@@ -73,6 +73,10 @@ pub struct Shard {
     pub grant: watch::Receiver<Grant>,
     /// What to call.
     pub triggers: Follower<Triggers>,
+    /// Counts the turns of its loop.
+    pub turns: Turns,
+    /// Changes now and then, so that an idle loop turns too.
+    pub rounds: Follower<u64>,
     /// What all share.
     pub shared: Shared,
 }
@@ -82,18 +86,19 @@ struct Home {
     shard: ShardRef,
     cells: Cells,
     me: SessionId,
+    turns: Turns,
     shared: Shared,
 }
 
 impl Shard {
     /// Runs until the shard is handed over or lost.
     pub async fn run(self) -> Ended {
-        let Self { shard, cells, me, grant, triggers, shared } = self;
+        let Self { shard, cells, me, grant, triggers, turns, rounds, shared } = self;
         let epoch = grant.borrow().lease.epoch;
         let _silence = Silence(shared.standings.clone(), shard.clone(), epoch);
-        let home = Arc::new(Home { shard, cells, me, shared });
+        let home = Arc::new(Home { shard, cells, me, turns, shared });
         // In a box: what an async function takes by value lies in its future twice, and shards come by the thousand.
-        Box::new(Work::new(home, grant, triggers)).run().await
+        Box::new(Work::new(home, grant, triggers, rounds)).run().await
     }
 }
 

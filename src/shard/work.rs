@@ -111,6 +111,7 @@ pub(super) struct Work {
     home: Arc<Home>,
     grant: watch::Receiver<Grant>,
     triggers: Follower<Triggers>,
+    rounds: Follower<u64>,
     /// The triggers that shall be at work here.
     wanted: Vec<Arc<Trigger>>,
     records: Arc<[TriggerRecord]>,
@@ -167,18 +168,24 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(home: Arc<Home>, mut grant: watch::Receiver<Grant>, triggers: Follower<Triggers>) -> Self {
+    pub(super) fn new(
+        home: Arc<Home>,
+        mut grant: watch::Receiver<Grant>,
+        triggers: Follower<Triggers>,
+        rounds: Follower<u64>,
+    ) -> Self {
         let (lease, look, give_by) = {
             let grant = grant.borrow_and_update();
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
         };
         let tip = home.cells.tip(home.shard.shard);
-        let fence = home.shared.fence.clone();
-        let safe = Go::while_it(move || fence.is_safe());
+        let (fence, turns) = (home.shared.fence.clone(), home.turns.clone());
+        let safe = Go::while_it(move || fence.is_safe() && !turns.is_given_up());
         let mut work = Self {
             home,
             grant,
             triggers,
+            rounds,
             wanted: Vec::new(),
             records: Arc::new([]),
             gone: Arc::default(),
@@ -230,6 +237,10 @@ impl Work {
         let mut foreign = self.home.shared.foreign.clone();
         let mut others = self.home.shared.budget.waiting();
         loop {
+            self.home.turns.turn();
+            if self.home.turns.is_given_up() {
+                return Ended::Lost;
+            }
             let now = now();
             self.advance(now);
             let timer = self.timer(now);
@@ -287,6 +298,11 @@ impl Work {
                     }
                 }
                 Some(()) = self.chores.next(), if !self.chores.is_empty() => {}
+                // Asked whether it turns; nothing happened that were to be told.
+                () = self.rounds.changed() => {
+                    self.rounds.get();
+                    continue;
+                }
                 () = sleep_until(timer) => {}
             }
             self.tell_due = true;

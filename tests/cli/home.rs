@@ -184,3 +184,11 @@ pub(super) fn lag_is_gone(shards: &[Value]) -> bool {
 pub(super) fn sum(objects: &[Value], key: &str) -> u64 {
     objects.iter().map(|object| object[key].as_u64().unwrap_or_else(|| panic!("{key} of {object}"))).sum()
 }
+
+/// Says aloud that something could not be tested here; with `HOOKTEST_REQUIRE_ALL=1` that is a failure.
+pub(super) fn skipped(why: &str) {
+    let text = format!("SKIPPED: {why}. Install it with: tests/install-tools.sh");
+    assert!(std::env::var_os("HOOKTEST_REQUIRE_ALL").is_none_or(|all| all != "1"), "{text}");
+    // Past the capture of the test harness, which would swallow it.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -70,6 +70,9 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
         "verify",
         "bench",
         "iam-policy",
+        "health",
+        "completions",
+        "man",
     ];
     for verb in verbs {
         let help = home.run(&[verb, "--help"]).done();
@@ -156,7 +159,7 @@ fn the_objects_have_the_keys_that_are_written() {
     };
     holds("init", &["init"]);
     holds("verify", &["verify"]);
-    let _worker = home.worker();
+    let worker = home.worker();
     holds("put", &["put", "trips", "row", "BASE", "1"]);
     fs::write(home.path("cells.ndjson"), "{\"row_key\":\"row\",\"column\":\"BASE\",\"ref_key\":1,\"body\":1}\n")
         .unwrap();
@@ -195,5 +198,11 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("workers show", &["workers", "show", &id]);
     holds("checkpoint show", &["checkpoint", "show", "bill"]);
     holds("checkpoint rewind", &["checkpoint", "rewind", "bill", "--to", "oldest", "--dry-run"]);
+    let page = worker.said();
+    let address = page.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
+    holds("health", &["health", "--address", address]);
+    holds("completions", &["completions", "fish"]);
+    holds("man", &["man"]);
+    holds("man --dir", &["man", "--dir", "pages"]);
     holds("checkpoint skip", &["checkpoint", "skip", "bill", "--shard", "0", "--added-id", "99"]);
 }
