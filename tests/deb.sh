@@ -4,7 +4,7 @@
 set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
 [ "$(id -u)" = 0 ] || { echo "SKIPPED: tests/deb.sh needs root to install a package" >&2; exit "${HOOKTEST_REQUIRE_ALL:-0}"; }
-package=$("$project/packaging/deb.sh")
+package=$("$project/systemd/deb/build.sh")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/upper" "$work/work" "$work/root"

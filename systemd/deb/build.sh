@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the Debian package of a release binary, and prints its path. Needs cargo-deb (cargo install cargo-deb) and dpkg-dev.
-#   packaging/deb.sh
+#   systemd/deb/build.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 # Where tests/install-tools.sh has it.
 PATH=$PWD/target/tools/bin:$PATH
 binary=${CARGO_TARGET_DIR:-target}/release/cellhook
