@@ -173,3 +173,22 @@ fn an_import_that_is_turned_round_is_seen() {
     assert_eq!(faults("tail", "t.rs", "use aws_sdk_dynamodb::Client;").len(), 2, "no doc, a foreign crate");
     assert_eq!(faults("common", "h.rs", "//! x").len(), 1, "a room that is not on the plan");
 }
+
+/// Where the papers say that something is held by a test, that test is there.
+#[test]
+fn the_papers_name_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for entry in fs::read_dir(root.join("docs")).unwrap() {
+        let paper = entry.unwrap().path();
+        let text = fs::read_to_string(&paper).unwrap();
+        for quoted in text.split('`').skip(1).step_by(2) {
+            let Some((file, test)) = quoted.split_once(".rs::") else { continue };
+            let file = format!("{file}.rs");
+            let source = fs::read_to_string(root.join(&file)).unwrap_or_default();
+            assert!(source.contains(&format!("fn {test}(")), "{} names {test} in {file}", paper.display());
+            named += 1;
+        }
+    }
+    assert!(named > 100, "they are found");
+}
