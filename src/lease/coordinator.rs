@@ -434,11 +434,11 @@ impl<'a> Tenure<'a> {
         let presence = self.home.presence.clone();
         let gone = |id: &SessionId| presence.as_ref().is_some_and(|presence| presence.is_gone(id));
         let findings = self.watchman.reading(clock::boot(), &sessions, gone);
-        let mut changed = findings.changed;
+        let mut declared = false;
         for (id, beat) in findings.dead {
-            changed |= self.declare_dead(&id, beat).await;
+            declared |= self.declare_dead(&id, beat).await;
         }
-        if changed {
+        if findings.changed || declared {
             if self.watchman.roster().is_empty() && self.draining.is_none() {
                 tracing::debug!("waiting for the membership to settle");
             }
@@ -447,7 +447,8 @@ impl<'a> Tenure<'a> {
         // While anybody drains, hand-overs are at hand.
         let draining = sessions.iter().any(|session| session.state == SessionState::Draining);
         let interval = if draining { membership.min(SWEEP_WAITING) } else { membership };
-        self.next_reading = Instant::now() + interval;
+        // A death takes effect with the reading that shows it.
+        self.next_reading = Instant::now() + if declared { Duration::ZERO } else { interval };
     }
 
     async fn declare_dead(&mut self, id: &SessionId, beat: u64) -> bool {
@@ -468,7 +469,6 @@ impl<'a> Tenure<'a> {
             }
         }
         self.sessions.insert(id.clone(), SessionState::Dead);
-        self.next_reading = Instant::now();
         true
     }
 
@@ -700,7 +700,7 @@ impl<'a> Tenure<'a> {
             }
         }
         free.retain(|(shard, seen)| self.is_ours(shard, seen.as_ref()));
-        let more = free.len() > CLAIMS_A_TURN;
+        let mut more = free.len() > CLAIMS_A_TURN;
         free.truncate(CLAIMS_A_TURN);
         let (ledger, me, fence) = (&self.home.ledger, &self.me, &self.home.fence);
         let sources = &self.home.sources;
@@ -731,7 +731,10 @@ impl<'a> Tenure<'a> {
                 }
                 Claimed::Taken(lease) => {
                     waiting = true;
-                    if !self.is_vacant(lease.as_ref()) {
+                    if self.is_vacant(lease.as_ref()) {
+                        // What was known of the lease was old; it is free after all.
+                        more = true;
+                    } else {
                         vacant.remove(&shard);
                     }
                     match lease {

@@ -61,7 +61,7 @@ fn bench_prints_each_figure_and_leaves_nothing_behind() {
         ("idle", (4, 1)),
         ("latency", (4, 2)),
         ("python", (1, 1)),
-        ("share", (4, 4)),
+        ("share", (5, 4)),
         ("single", (2, 1)),
         ("start", (2, 1)),
         ("takeover", (4, 2)),

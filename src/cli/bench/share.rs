@@ -49,14 +49,23 @@ impl Speeds {
     }
 }
 
-/// Workers that catch up, and processes that append.
+/// Workers that catch up; and processes that append, each to a datastore of its own or all to the same shards.
 pub(super) async fn share(place: &mut Place) -> anyhow::Result<Vec<Figure>> {
-    let mut figures = Vec::new();
     let (one, all) = (catch_up(place, 1).await?, catch_up(place, PROCESSES).await?);
-    figures.extend(beside("workers that catch up", &one, &all));
-    let (one, all) = (append(place, 1).await?, append(place, PROCESSES).await?);
-    figures.extend(beside("processes that append", &one, &all));
+    let mut figures = Vec::from(beside("workers that catch up", &one, &all));
+    let (alone, same) = ([new(place).await?], vec![new(place).await?; PROCESSES]);
+    let own = [new(place).await?, new(place).await?, new(place).await?];
+    let one = append(place, &alone).await?;
+    figures.extend(beside("processes that append", &one, &append(place, &own).await?));
+    // No reach: rivals for one tip undo each other's work, whatever the store.
+    let rivals = append(place, &same).await?;
+    let name = "three processes that append to the same shards, together, beside one";
+    figures.push(Figure::of(name, rivals.sum(), "cells/s").beside(one.sum()));
     Ok(figures)
+}
+
+async fn new(place: &mut Place) -> anyhow::Result<Cells> {
+    place.datastore(place.sizes.shards).await
 }
 
 fn beside(who: &str, one: &Speeds, all: &Speeds) -> [Figure; 2] {
@@ -75,7 +84,7 @@ async fn catch_up(place: &mut Place, workers: usize) -> anyhow::Result<Speeds> {
     let name = place.group().await?;
     let group = Group::open(&place.store, name, &cells).await?;
     let session = duration::text(place.sizes.session);
-    let mut race = Race::start(place, &cells, "work", &[group.name.as_str(), &session], workers)?;
+    let mut race = Race::start(place, &vec![cells.clone(); workers], "work", &[group.name.as_str(), &session])?;
     group.is_shared(cells.datastore().shards, u32::try_from(workers)?).await?;
     let resumed = Instant::now();
     group.resume().await?;
@@ -107,9 +116,9 @@ fn moment(all: &[Progress], n: usize) -> Option<Instant> {
     told.iter().find(reached).map(|(at, ..)| *at)
 }
 
-async fn append(place: &mut Place, processes: usize) -> anyhow::Result<Speeds> {
-    let cells = place.datastore(place.sizes.shards).await?;
-    let mut race = Race::start(place, &cells, "append", &[], processes)?;
+/// A process for each of these.
+async fn append(place: &Place, datastores: &[Cells]) -> anyhow::Result<Speeds> {
+    let mut race = Race::start(place, datastores, "append", &[])?;
     let all = race.until(|told| told.iter().all(|done| *done > 0)).await?;
     let (from, time) = (Instant::now(), place.sizes.seconds);
     let begun: Vec<usize> = all.iter().filter_map(|progress| progress.last()).map(|(_, done)| *done).collect();
@@ -129,10 +138,12 @@ struct Race {
 }
 
 impl Race {
-    fn start(place: &Place, cells: &Cells, role: &str, more: &[&str], n: usize) -> anyhow::Result<Self> {
+    /// A process for each of these.
+    fn start(place: &Place, datastores: &[Cells], role: &str, more: &[&str]) -> anyhow::Result<Self> {
         let (tell, told) = mpsc::unbounded_channel();
-        let mut race = Self { processes: Vec::new(), told, progress: vec![Vec::new(); n], listeners: JoinSet::new() };
-        for who in 0..n {
+        let progress = vec![Vec::new(); datastores.len()];
+        let mut race = Self { processes: Vec::new(), told, progress, listeners: JoinSet::new() };
+        for (who, cells) in datastores.iter().enumerate() {
             let datastore = cells.datastore().name.as_str();
             let mut words: Vec<OsString> = vec!["bench".into(), role.into(), place.dir().into(), datastore.into()];
             words.extend(more.iter().map(OsString::from));
