@@ -405,7 +405,7 @@ mod tests {
         assert!(!live(SAMPLES, &[Stuck::Worker]).good);
         let stuck = live(TURN_MAX, &[]);
         assert!(!stuck.good);
-        assert_eq!(stuck.details, json!({"live": false, "turned_seconds_ago": 10.0}));
+        assert_eq!(stuck.details, json!({"live": false, "turned_seconds_ago": 10.0, "stuck": []}));
     }
 
     #[tokio::test(start_paused = true)]

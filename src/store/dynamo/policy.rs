@@ -99,7 +99,7 @@ impl Role {
             ],
             Self::Operate => &[
                 ("Look", Anywhere, &["GetItem"], ALL),
-                ("LookAtMany", Anywhere, &["Query"], &[Log, Tips, Control, Parked]),
+                ("LookAtMany", Anywhere, &["Query"], ALL),
                 ("LookAtParked", Anywhere, &["Scan"], &[Parked]),
                 ("Steer", Anywhere, &["PutItem", "UpdateItem"], &[Control]),
                 ("ChangeParked", Transactions, &["DeleteItem", "PutItem"], &[Parked]),
