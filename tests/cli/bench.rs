@@ -46,7 +46,9 @@ fn bench_prints_each_figure_and_leaves_nothing_behind() {
     let mut found: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for figure in figures {
         assert!(number(figure, "value") >= 0.0, "{figure}");
-        assert!(figure["bare"].is_null() || number(figure, "ratio") > 0.0, "{figure}");
+        // So few cells may take less processor time than the system counts.
+        let nothing_to_divide = figure["bench"] == "growth" && (figure["bare"] == 0.0 || figure["value"] == 0.0);
+        assert!(figure["bare"].is_null() || nothing_to_divide || number(figure, "ratio") > 0.0, "{figure}");
         assert_eq!(figure["reach"].is_null(), figure["met"].is_null(), "{figure}");
         let (all, with_reach) = found.entry(figure["bench"].as_str().unwrap()).or_default();
         *all += 1;
@@ -112,7 +114,7 @@ fn an_interrupted_bench_takes_its_processes_and_files_with_it() {
         let home = Home::with("");
         let place = home.path("place");
         // It would go on for longer than the test waits.
-        let words = small(&place, &["--only", only, "--seconds", "600", "--session", "600s"]);
+        let words = small(&place, &["--only", only, "--seconds", "600", "--session", "60s"]);
         let child = home.command(&words).spawn().unwrap();
         until(|| if only == "append" { !entries(&place).is_empty() } else { processes(&place) > 0 }).unwrap();
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();

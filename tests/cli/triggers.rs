@@ -282,7 +282,8 @@ fn a_retired_trigger_is_over() {
     assert_eq!(home.run(&["parked", "--json"]).done().objects(), Vec::<Value>::new());
     retire(&["--yes"]).ended(4).says("no trigger bad");
     let metrics = || worker.get("/metrics");
-    until(|| !metrics().contains("cellhook_trigger_lag_cells{trigger=\"bad\"}")).unwrap_or_else(|| panic!("{}", metrics()));
+    until(|| !metrics().contains("cellhook_trigger_lag_cells{trigger=\"bad\"}"))
+        .unwrap_or_else(|| panic!("{}", metrics()));
     put_rows(&home, 20, 40);
     home.until(&["checkpoint", "show", "bill"], |shards| sum(shards, "lag_cells") == 0);
     home.until(&["shards"], |_| calls(&home) == 40);

@@ -151,6 +151,8 @@ impl WorkerConfig<'_> {
 pub(super) fn lease(session: Duration) -> lease::Config {
     let usual = lease::Config::default();
     let part = session.div_duration_f64(usual.session);
-    let paces = Paces::of(Kind::Embedded, usual.heartbeat.mul_f64(part));
-    lease::Config { session, heartbeat: usual.heartbeat.mul_f64(part), membership: paces.membership, ..usual }
+    // No config may have a longer one.
+    let heartbeat = usual.heartbeat.mul_f64(part).min(Duration::from_mins(1));
+    let paces = Paces::of(Kind::Embedded, heartbeat);
+    lease::Config { session, heartbeat, membership: paces.membership, ..usual }
 }
