@@ -92,6 +92,6 @@ unshare --mount --propagation private --pid --fork --kill-child sh -euc '
     mount -t proc proc "$1/root/proc"
     mount --rbind /dev "$1/root/dev"
     cp "$1/cellhook.deb" "$1/inside" "$1/root/tmp/"
-    exec chroot "$1/root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive bash /tmp/inside
+    exec chroot "$1/root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp DEBIAN_FRONTEND=noninteractive bash /tmp/inside
 ' sh "$work"
 echo "the Debian package installs, works, upgrades and goes: $(du -h "$package" | cut -f1)"

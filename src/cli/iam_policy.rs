@@ -5,9 +5,9 @@ use crate::{
     cell::Name,
     config::Config,
     handler,
-    store::{Kind, Role, Scope, policy},
+    store::{IamRole, Kind, Scope, policy},
 };
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::PossibleValue};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ const POLICY_MAX: usize = 6144;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Whose policy; without it, the roles are listed.
-    role: Option<RoleName>,
+    role: Option<IamRole>,
     /// The AWS account of the tables.
     #[arg(long, value_name = "ID", default_value = "*", value_parser = account)]
     account: String,
@@ -27,40 +27,26 @@ pub(super) struct Args {
     region: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-enum RoleName {
-    /// Who makes the tables: `init`.
-    Init,
-    /// A worker: `run`.
-    Run,
-    /// Who puts cells: `put`.
-    Write,
-    /// Who reads cells: `get`, `tail`.
-    Read,
-    /// Who looks after the workers: the other verbs.
-    Operate,
-    /// Who checks the tables: `verify`.
-    Verify,
-}
-
-impl RoleName {
-    fn role(self) -> Role {
-        match self {
-            Self::Init => Role::Init,
-            Self::Run => Role::Run,
-            Self::Write => Role::Write,
-            Self::Read => Role::Read,
-            Self::Operate => Role::Operate,
-            Self::Verify => Role::Verify,
-        }
+impl ValueEnum for IamRole {
+    fn value_variants<'a>() -> &'a [Self] {
+        Self::ALL
     }
 
-    /// Its name and what it is for.
-    fn about(self) -> (String, String) {
-        let value = self.to_possible_value();
-        let about = value.as_ref().and_then(|value| value.get_help()).map(ToString::to_string);
-        (value.map(|value| value.get_name().to_owned()).unwrap_or_default(), about.unwrap_or_default())
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, about) = about(*self);
+        Some(PossibleValue::new(name).help(about))
+    }
+}
+
+/// Its name and what it is for.
+fn about(role: IamRole) -> (&'static str, &'static str) {
+    match role {
+        IamRole::Init => ("init", "Who makes the tables: `init`"),
+        IamRole::Run => ("run", "A worker: `run`"),
+        IamRole::Write => ("write", "Who puts cells: `put`"),
+        IamRole::Read => ("read", "Who reads cells: `get`, `tail`"),
+        IamRole::Operate => ("operate", "Who looks after the workers: the other verbs"),
+        IamRole::Verify => ("verify", "Who checks the tables: `verify`"),
     }
 }
 
@@ -77,7 +63,7 @@ fn region(text: &str) -> Result<String, String> {
 
 #[derive(Serialize)]
 struct PolicyLine {
-    role: RoleName,
+    role: IamRole,
     policy: Value,
 }
 
@@ -109,14 +95,15 @@ pub(super) fn iam_policy(context: &mut Context, args: Args) -> anyhow::Result<Do
         region,
         account: &args.account,
     };
-    let roles = args.role.map_or_else(|| RoleName::value_variants().to_vec(), |role| vec![role]);
+    let roles = args.role.map_or_else(|| IamRole::ALL.to_vec(), |role| vec![role]);
     if args.role.is_none() && !context.output.is_json() {
-        let rows: Vec<[String; 2]> = roles.into_iter().map(|role| role.about().into()).collect();
+        let rows: Vec<[String; 2]> =
+            roles.into_iter().map(about).map(|(name, about)| [name.into(), about.into()]).collect();
         context.output.table(["ROLE", "FOR"], &rows)?;
         return Ok(Done::All);
     }
     for role in roles {
-        let policy = policy(role.role(), &scope);
+        let policy = policy(role, &scope);
         let length = policy.to_string().len();
         if context.output.is_json() {
             context.output.object(&PolicyLine { role, policy })?;

@@ -9,7 +9,9 @@ pub mod segment;
 
 pub use cells::{BATCH_MAX, Cells, Placed, PutError};
 pub use config::{Config, Durability, Kind};
-pub use dynamo::{Billing, Difference, Made, Making, OpenError, Role, Scope, Store, TableSettings, TableSize, policy};
+pub use dynamo::{
+    Billing, Difference, IamRole, Made, Making, OpenError, Scope, Store, TableSettings, TableSize, policy,
+};
 #[cfg(test)]
 pub(crate) use dynamo::{Fault, Faults};
 pub use embedded::{FileError, Held, Presence};

@@ -17,5 +17,5 @@ mod tests;
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faults};
 pub use open::{Made, Making, OpenError, Store, TableSize};
-pub use policy::{Role, Scope, policy};
+pub use policy::{IamRole, Scope, policy};
 pub use settings::{Billing, Difference, TableSettings};

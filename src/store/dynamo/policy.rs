@@ -7,11 +7,13 @@
 
 use super::tables::{DatastoreTables, GroupTables};
 use crate::cell::Name;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Whose policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IamRole {
     /// Who makes the tables.
     Init,
     /// A worker.
@@ -59,7 +61,10 @@ use Where::{Anywhere, Appends, Retention, Transactions};
 /// One statement: its name, its actions, the tables.
 type Right = (&'static str, Where, &'static [&'static str], &'static [Table]);
 
-impl Role {
+impl IamRole {
+    /// Each of them.
+    pub const ALL: &[Self] = &[Self::Init, Self::Run, Self::Write, Self::Read, Self::Operate, Self::Verify];
+
     /// The table of rights.
     fn rights(self) -> &'static [Right] {
         match self {
@@ -109,8 +114,9 @@ impl Role {
                 ("Retire", Transactions, &["DeleteItem"], &[Control]),
             ],
             Self::Verify => &[
-                ("Look", Anywhere, &["GetItem", "Query"], ALL),
-                ("LookAtAll", Anywhere, &["Scan"], &[Cells]),
+                ("Look", Anywhere, &["GetItem"], ALL),
+                ("LookAtMany", Anywhere, &["Query"], &[Log, Tips, Control, Parked]),
+                ("LookAtCells", Anywhere, &["BatchGetItem", "Scan"], &[Cells]),
                 ("Sizes", Anywhere, &["DescribeTable"], &[Cells, Log]),
             ],
         }
@@ -161,7 +167,7 @@ impl Scope<'_> {
 
 /// The least policy with which a role can do its work, as IAM has it.
 #[must_use]
-pub fn policy(role: Role, scope: &Scope<'_>) -> Value {
+pub fn policy(role: IamRole, scope: &Scope<'_>) -> Value {
     let statement = |(name, holds, actions, tables): &Right| {
         let datastores = match holds {
             Anywhere | Transactions => scope.datastores,
@@ -197,7 +203,7 @@ mod tests {
             region: "eu-central-1",
             account: "123456789012",
         };
-        let run = policy(Role::Run, &scope);
+        let run = policy(IamRole::Run, &scope);
         let statement = |name: &str| {
             let statements = run["Statement"].as_array().unwrap();
             statements.iter().find(|statement| statement["Sid"] == name).unwrap().clone()
@@ -214,7 +220,7 @@ mod tests {
             (&statement("Trim")["Resource"], &statement("Trim")["Condition"]),
             (&json!([at("trips.log")]), &Value::Null)
         );
-        let nobody = policy(Role::Run, &Scope { appended: &[], retained: &[], ..scope });
+        let nobody = policy(IamRole::Run, &Scope { appended: &[], retained: &[], ..scope });
         let nobody = nobody.to_string();
         assert!(!nobody.contains("Append") && !nobody.contains("Trim"), "no handler appends, nobody trims: {nobody}");
     }
