@@ -1,18 +1,19 @@
 //! The parked cells of a trigger as a whole: counted, and given up.
 
-use crate::cell::{AddedId, Lane, LaneChange, LaneKind, Ledger, ParkedState, ShardRef, StoreError, TriggerId};
+use crate::{
+    cell::{AddedId, Lane, LaneChange, LaneKind, Ledger, Parked, ParkedState, ShardRef, StoreError, TriggerId},
+    store::{lane_where, patiently},
+};
 use anyhow::bail;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use std::{iter::Sum, ops::Add, time::Duration};
+use std::{iter::Sum, ops::Add};
 
 /// Lanes that are read, or emptied, at a time.
 const PARALLEL: usize = 8;
-/// Parked cells of a page that is counted.
-const PAGE: usize = 500;
 /// Parked cells that one transaction gives up.
 const DROPS: usize = 90;
-/// How often a transaction in a row is made anew because a cell changed meanwhile or the store did not answer.
+/// How often a transaction in a row is made anew because a cell changed meanwhile.
 const TRIES: u32 = 8;
 
 /// Parked cells by state.
@@ -61,21 +62,16 @@ pub(super) async fn count(ledger: &dyn Ledger, trigger: &TriggerId, shards: &[Sh
 
 async fn count_lane(ledger: &dyn Ledger, lane: Lane) -> Result<Counts, StoreError> {
     let mut counts = Counts::default();
-    let mut after = AddedId(0);
-    loop {
-        let page = ledger.parked(&lane, after, PAGE).await?;
-        for parked in &page {
-            match parked.state {
-                ParkedState::Retrying => counts.retrying += 1,
-                ParkedState::Waiting => counts.waiting += 1,
-                ParkedState::Dead => counts.dead += 1,
-            }
+    let count = |parked: &Parked| {
+        match parked.state {
+            ParkedState::Retrying => counts.retrying += 1,
+            ParkedState::Waiting => counts.waiting += 1,
+            ParkedState::Dead => counts.dead += 1,
         }
-        match page.last() {
-            Some(last) if page.len() == PAGE => after = last.added_id,
-            _ => return Ok(counts),
-        }
-    }
+        false
+    };
+    lane_where(ledger, &lane, count).await?;
+    Ok(counts)
 }
 
 /// Gives up all parked cells of a trigger on these shards, and says how many. `told` hears of each transaction's.
@@ -91,30 +87,23 @@ pub(super) async fn drop_all(
 }
 
 async fn drop_lane(ledger: &dyn Ledger, lane: Lane, told: impl Fn(u64)) -> anyhow::Result<u64> {
-    let (mut dropped, mut tries) = (0, 0);
-    loop {
-        let page = ledger.parked(&lane, AddedId(0), DROPS).await?;
+    let (mut dropped, mut refused) = (0, 0);
+    while refused < TRIES {
+        let page = patiently(|| ledger.parked(&lane, AddedId(0), DROPS)).await?;
         if page.is_empty() {
             return Ok(dropped);
         }
         let cells = page.len() as u64;
         let changes: Vec<LaneChange> = page.into_iter().map(LaneChange::Delete).collect();
-        match ledger.operate_parked(&changes).await {
-            Ok(true) => {
-                dropped += cells;
-                tries = 0;
-                told(cells);
-                continue;
-            }
-            Ok(false) if tries < TRIES => {}
-            Ok(false) => bail!("the parked cells of {} change all the time; try again", lane.shard),
-            Err(error) if error.kind.may_pass() && tries < TRIES => {}
-            Err(error) => return Err(error.into()),
+        if patiently(|| ledger.operate_parked(&changes)).await? {
+            dropped += cells;
+            refused = 0;
+            told(cells);
+        } else {
+            refused += 1;
         }
-        tries += 1;
-        let bound = Duration::from_millis(20) * (1 << tries.min(6));
-        tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
+    bail!("the parked cells of {} change all the time; try again", lane.shard)
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod init;
 mod lanes;
 mod lines;
 mod man;
+mod noun;
 mod observe;
 mod open;
 mod operate;

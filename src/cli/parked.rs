@@ -8,7 +8,7 @@ mod show;
 
 pub(super) use read::at;
 
-use super::{Context, exit::Done};
+use super::{Context, exit::Done, noun::Noun};
 use crate::cell::{Name, Parked, ParkedState};
 use change::{Change, ChangeArgs, DropArgs};
 use clap::Subcommand;
@@ -17,17 +17,10 @@ use list::ListArgs;
 use serde::Serialize;
 use show::ShowArgs;
 
-#[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    verb: Option<Verb>,
-    #[command(flatten)]
-    list: ListArgs,
-}
+pub(super) type Args = Noun<Verb, ListArgs>;
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+pub(super) enum Verb {
     /// List parked cells, or count them; the same as without a verb.
     #[command(after_help = "Examples:\n  cellhook parked list --trigger bill_rider --error timeout --newer 1h\n  \
                             cellhook parked list --count")]
@@ -50,7 +43,7 @@ enum Verb {
 impl Args {
     /// Whether it does more than list.
     pub(super) fn changes(&self) -> bool {
-        matches!(self.verb, Some(Verb::Retry(_) | Verb::Drop(_)))
+        matches!(self.said(), Some(Verb::Retry(_) | Verb::Drop(_)))
     }
 }
 
@@ -103,12 +96,11 @@ fn places(parked: &Parked) -> String {
 }
 
 pub(super) async fn parked(context: &mut Context, args: Args) -> anyhow::Result<Done> {
-    match args.verb {
-        None => list::list(context, args.list).await,
-        Some(Verb::List(args)) => list::list(context, args).await,
-        Some(Verb::Show(args)) => show::show(context, args).await,
-        Some(Verb::Retry(args)) => change::change(context, args, Change::Retry).await,
-        Some(Verb::Drop(DropArgs { change, yes })) => change::change(context, change, Change::Drop { yes }).await,
+    match args.verb(Verb::List) {
+        Verb::List(args) => list::list(context, args).await,
+        Verb::Show(args) => show::show(context, args).await,
+        Verb::Retry(args) => change::change(context, args, Change::Retry).await,
+        Verb::Drop(DropArgs { change, yes }) => change::change(context, change, Change::Drop { yes }).await,
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     Context,
     exit::Done,
     lanes::{self, Counts},
+    noun::Noun,
     open::Open,
     output::{plain, time},
     standing::{Standing, checkpoint_of, dead, decimal, number, pause, standing},
@@ -24,17 +25,10 @@ use std::collections::BTreeMap;
 /// Reads at a time.
 const PARALLEL: usize = 16;
 
-#[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    verb: Option<Verb>,
-    #[command(flatten)]
-    list: ListArgs,
-}
+pub(super) type Args = Noun<Verb, ListArgs>;
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+pub(super) enum Verb {
     /// List shards; the same as without a verb.
     #[command(after_help = "Example:\n  cellhook shards list trips --json | jq 'select(.owner == null)'")]
     List(ListArgs),
@@ -49,7 +43,7 @@ enum Verb {
 }
 
 #[derive(Debug, clap::Args)]
-struct ListArgs {
+pub(super) struct ListArgs {
     /// One datastore; without it, all of the config.
     datastore: Option<Name>,
 }
@@ -66,10 +60,9 @@ struct ShardLine<'a> {
 }
 
 pub(super) async fn shards(context: &mut Context, args: Args) -> anyhow::Result<Done> {
-    match args.verb {
-        None => list(context, args.list).await,
-        Some(Verb::List(args)) => list(context, args).await,
-        Some(Verb::Show { datastore, shard }) => show(context, &datastore, shard).await,
+    match args.verb(Verb::List) {
+        Verb::List(args) => list(context, args).await,
+        Verb::Show { datastore, shard } => show(context, &datastore, shard).await,
     }
 }
 

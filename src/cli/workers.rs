@@ -4,6 +4,7 @@
 use super::{
     Context,
     exit::{Absent, Done, Usage},
+    noun::Noun,
     open::Open,
     output::time,
 };
@@ -16,17 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Datastores whose leases are read at a time.
 const PARALLEL: usize = 4;
 
-#[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    verb: Option<Verb>,
-    #[command(flatten)]
-    list: ListArgs,
-}
+pub(super) type Args = Noun<Verb, ListArgs>;
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+pub(super) enum Verb {
     /// List the sessions of the group; the same as without a verb.
     #[command(after_help = "Example:\n  cellhook workers list --all")]
     List(ListArgs),
@@ -39,7 +33,7 @@ enum Verb {
 }
 
 #[derive(Debug, clap::Args)]
-struct ListArgs {
+pub(super) struct ListArgs {
     /// Also those that have ended or were declared dead.
     #[arg(long)]
     all: bool,
@@ -131,10 +125,9 @@ pub(super) async fn workers(context: &mut Context, args: Args) -> anyhow::Result
     let reads = stream::iter(&sources).map(|source| ledger.leases(source));
     let leases: Vec<Vec<Lease>> = reads.buffered(PARALLEL).try_collect().await?;
     let mut held = holders(leases.into_iter().flatten());
-    match args.verb {
-        None => list(context, &sessions, &held, &args.list),
-        Some(Verb::List(args)) => list(context, &sessions, &held, &args),
-        Some(Verb::Show { id }) => {
+    match args.verb(Verb::List) {
+        Verb::List(args) => list(context, &sessions, &held, &args),
+        Verb::Show { id } => {
             let session = find(&sessions, &id)?;
             show(context, session, &held.remove(&session.id).unwrap_or_default())
         }

@@ -4,7 +4,9 @@ mod cells;
 mod config;
 mod dynamo;
 mod embedded;
+mod lane;
 pub mod memory;
+mod patience;
 pub mod segment;
 
 pub use cells::{BATCH_MAX, Cells, Placed, PutError};
@@ -15,3 +17,5 @@ pub use dynamo::{
 #[cfg(test)]
 pub(crate) use dynamo::{Fault, Faults};
 pub use embedded::{FileError, Held, Presence};
+pub(crate) use lane::lane_where;
+pub(crate) use patience::patiently;

@@ -14,13 +14,15 @@
 //! Only places that `cells` has are erased in the log, never "all cells of the row in this segment": a cell that the log calls
 //! erased while `cells` has its body would be passed by triggers although nobody asked for it.
 
-use super::patience::patiently;
 use crate::{
     cell::{
         AddedId, CellPlace, Consistency, ErrorKind, Lane, LaneChange, LaneKind, Ledger, Log, Parked, Segment, ShardId,
         ShardRef, StoreError, Tip, TriggerId,
     },
-    store::segment::{self, unpack},
+    store::{
+        lane_where, patiently,
+        segment::{self, unpack},
+    },
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::{collections::BTreeSet, time::Duration};
@@ -245,6 +247,7 @@ impl Row<'_> {
 /// When the store does not answer, or the cells keep changing. The same again goes on.
 pub async fn erase_parked(ledger: &dyn Ledger, shard: &ShardRef, row_key: &str, mode: Mode) -> Result<u64, StoreError> {
     let lease = patiently(|| ledger.lease(shard)).await?;
+    let has_text = |parked: &Parked| parked.row_key == row_key && parked.errors.iter().any(|error| error != NO_TEXT);
     let triggers: Vec<TriggerId> = lease.map_or_else(Vec::new, |lease| lease.checkpoints.into_keys().collect());
     let mut met: BTreeSet<(TriggerId, AddedId)> = BTreeSet::new();
     for _ in 0..ROUNDS {
@@ -252,7 +255,7 @@ pub async fn erase_parked(ledger: &dyn Ledger, shard: &ShardRef, row_key: &str, 
         for trigger in &triggers {
             for kind in [LaneKind::Active, LaneKind::Dead] {
                 let lane = Lane { trigger: trigger.clone(), shard: shard.clone(), kind };
-                for parked in with_texts(ledger, &lane, row_key).await? {
+                for parked in lane_where(ledger, &lane, has_text).await? {
                     met.insert((trigger.clone(), parked.added_id));
                     if mode == Mode::Erase {
                         clean = false;
@@ -270,22 +273,6 @@ pub async fn erase_parked(ledger: &dyn Ledger, shard: &ShardRef, row_key: &str, 
     }
     let source = Some("the parked cells of the row keep changing".into());
     Err(StoreError { kind: ErrorKind::Conflict, table: "parked".into(), operation: "TransactWriteItems", source })
-}
-
-/// The parked cells of a row in a lane that have error texts.
-async fn with_texts(ledger: &dyn Ledger, lane: &Lane, row_key: &str) -> Result<Vec<Parked>, StoreError> {
-    let mut found = Vec::new();
-    let mut after = AddedId(0);
-    loop {
-        let page = patiently(|| ledger.parked(lane, after, PAGE)).await?;
-        let end = page.last().map(|parked| parked.added_id).filter(|_| page.len() == PAGE);
-        let has_text = |parked: &Parked| parked.errors.iter().any(|error| error != NO_TEXT);
-        found.extend(page.into_iter().filter(|parked| parked.row_key == row_key && has_text(parked)));
-        match end {
-            Some(end) => after = end,
-            None => return Ok(found),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@
 
 mod config;
 mod erase;
-mod patience;
 mod place;
 mod read;
 mod trim;

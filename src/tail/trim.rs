@@ -3,8 +3,11 @@
 //! `trimmed_to` is raised first, then the segments go in ascending order: whoever reads meanwhile finds every hole explained.
 //! A trim that was interrupted is finished by the next one.
 
-use super::{TailError, at_time, patience::patiently};
-use crate::cell::{AddedId, Consistency, Ledger, Log, Millis, Name, ShardId, ShardRef, StoreError};
+use super::{TailError, at_time};
+use crate::{
+    cell::{AddedId, Consistency, Ledger, Log, Millis, Name, ShardId, ShardRef, StoreError},
+    store::patiently,
+};
 use std::{sync::Arc, time::Duration};
 
 /// Keys of segments that are read at a time: few at first, since a read of keys costs as much as one of the segments.

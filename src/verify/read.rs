@@ -11,12 +11,12 @@ use crate::{
         Datastore, ErrorKind, Incarnation, Log, ScanPlace, Scanned, Segment, SegmentKey, Settled, ShardId, Slice,
         StoreError, Tip,
     },
-    store::segment::{SegmentError, unpack},
+    store::{
+        self,
+        segment::{SegmentError, unpack},
+    },
 };
-use std::time::Duration;
 
-/// How often a request that was not answered is made.
-const TRIES: u32 = 8;
 /// Segments of a page at most.
 const SEGMENTS: u32 = 50;
 /// Keys of segments of a page at most.
@@ -220,29 +220,12 @@ impl<'a> Reader<'a> {
 /// Scans of the whole are made at half the price: what they miss or see too early is settled.
 pub(super) const FIRST_SCAN: Consistency = Eventual;
 
-/// Makes a read until it is answered, or cannot be. What cannot be decoded is read twice.
+/// Makes a read until it is answered, or cannot be.
 pub(super) async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(request: impl Fn() -> F) -> Read<T> {
-    let (mut failures, mut undecodable) = (0, false);
-    loop {
-        match request().await {
-            Ok(answer) => return Ok(Ok(answer)),
-            Err(error) if error.kind == ErrorKind::Undecodable => {
-                if undecodable {
-                    return Ok(Err(error.source.map_or_else(String::new, |source| source.to_string())));
-                }
-                undecodable = true;
-            }
-            Err(error) if passes(error.kind) && failures < TRIES => {
-                failures += 1;
-                let bound = Duration::from_millis(20) * (1 << failures);
-                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            }
-            Err(error) => return Err(error),
+    match store::patiently(request).await {
+        Err(error) if error.kind == ErrorKind::Undecodable => {
+            Ok(Err(error.source.map_or_else(String::new, |source| source.to_string())))
         }
+        answer => answer.map(Ok),
     }
-}
-
-/// Whether a read may be answered if it is made again at once.
-fn passes(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unanswered | ErrorKind::Throttled | ErrorKind::Conflict)
 }

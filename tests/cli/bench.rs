@@ -31,14 +31,11 @@ fn number(figure: &Value, key: &str) -> f64 {
     figure[key].as_f64().unwrap_or_else(|| panic!("{key} of {figure}"))
 }
 
-/// Each row of the table of what is to be reached comes out, and which of them have a reach.
-#[test]
-fn bench_prints_each_figure_and_leaves_nothing_behind() {
+/// Rows of the table of what is to be reached come out: for each how many figures, and how many of them have a reach.
+fn prints(wanted: &[(&str, usize, usize)]) {
     let home = Home::with("");
     let place = home.path("place");
-    // Units have a test of their own.
-    let all = "append single catch-up exec python share latency takeover start idle backlog growth";
-    let only: Vec<&str> = all.split(' ').flat_map(|name| ["--only", name]).collect();
+    let only: Vec<&str> = wanted.iter().flat_map(|(name, ..)| ["--only", *name]).collect();
     let words = [&["--seconds", "1", "--session", "3s"], &only[..]].concat();
     let lines = home.run(&small(&place, &words)).done().objects();
     let (machine, figures) = lines.split_first().unwrap();
@@ -54,22 +51,34 @@ fn bench_prints_each_figure_and_leaves_nothing_behind() {
         *all += 1;
         *with_reach += usize::from(!figure["reach"].is_null());
     }
-    let wanted = [
-        ("append", (3, 2)),
-        ("backlog", (1, 1)),
-        ("catch-up", (1, 1)),
-        ("exec", (1, 1)),
-        ("growth", (2, 2)),
-        ("idle", (4, 1)),
-        ("latency", (4, 2)),
-        ("python", (1, 1)),
-        ("share", (5, 4)),
-        ("single", (2, 1)),
-        ("start", (2, 1)),
-        ("takeover", (4, 2)),
-    ];
-    assert_eq!(found, BTreeMap::from(wanted));
-    assert_eq!(entries(&place).len(), 0);
+    assert_eq!(found, wanted.iter().map(|(name, all, with_reach)| (*name, (*all, *with_reach))).collect());
+    assert_eq!(entries(&place).len(), 0, "it leaves nothing behind");
+}
+
+#[test]
+fn what_it_takes_to_append_and_to_call_is_measured() {
+    prints(&[
+        ("append", 3, 2),
+        ("backlog", 1, 1),
+        ("catch-up", 1, 1),
+        ("exec", 1, 1),
+        ("growth", 2, 2),
+        ("idle", 4, 1),
+        ("latency", 4, 2),
+        ("python", 1, 1),
+        ("single", 2, 1),
+        ("start", 2, 1),
+    ]);
+}
+
+#[test]
+fn several_processes_are_measured() {
+    prints(&[("share", 5, 4)]);
+}
+
+#[test]
+fn a_takeover_is_measured() {
+    prints(&[("takeover", 4, 2)]);
 }
 
 /// By virtual time, so that they are the same everywhere.

@@ -7,7 +7,7 @@ use super::{
     ParkedLine,
     filter::Filter,
     places,
-    read::{Reader, patiently, place},
+    read::{Reader, place},
 };
 use crate::{
     cell::{LaneChange, Ledger, Millis, Name, Parked, ParkedState, StoreError, TriggerRecord, clock},
@@ -17,6 +17,7 @@ use crate::{
         open::{Open, nudge_owners, trigger},
         output::{Output, confirm, plain, say},
     },
+    store::patiently,
 };
 use anyhow::Context as _;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -38,7 +39,7 @@ const AT_ONCE: usize = 100_000;
 const TRIES: u32 = 5;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ChangeArgs {
+pub(in crate::cli) struct ChangeArgs {
     /// The trigger.
     #[arg(long)]
     trigger: Name,
@@ -56,7 +57,7 @@ pub(super) struct ChangeArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct DropArgs {
+pub(in crate::cli) struct DropArgs {
     #[command(flatten)]
     pub(super) change: ChangeArgs,
     /// Do it without asking. Where no terminal is, nobody is asked.

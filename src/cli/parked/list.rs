@@ -20,7 +20,7 @@ use serde::Serialize;
 use std::{collections::BTreeMap, num::NonZeroUsize};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ListArgs {
+pub(in crate::cli) struct ListArgs {
     /// Of one trigger; without it, of all.
     #[arg(long)]
     trigger: Option<Name>,

@@ -8,22 +8,16 @@
 
 use super::filter::Filter;
 use crate::{
-    cell::{
-        AddedId, ErrorKind, Lane, LaneKind, Ledger, Millis, Out, Parked, ShardId, ShardRef, StoreError, TriggerId,
-        TriggerRecord,
-    },
+    cell::{AddedId, Lane, LaneKind, Ledger, Millis, Parked, ShardId, ShardRef, StoreError, TriggerId, TriggerRecord},
     cli::{exit::Usage, open::Open},
+    store::{lane_where, patiently},
 };
 use futures_util::{StreamExt, TryStreamExt, stream, stream::BoxStream};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
-use tokio::time::{Instant, sleep};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Lanes that are read at a time.
 const PARALLEL: usize = 16;
-/// Parked cells of a page.
+/// Parked cells of a page of the table.
 const PAGE: usize = 1000;
 /// So few lanes are asked at once.
 const FEW: usize = 8;
@@ -31,27 +25,6 @@ const FEW: usize = 8;
 const CELLS_A_LANE: usize = 8;
 /// Most cells of the table that are read, and kept in memory, before the lanes are asked.
 const WHOLE_MAX: usize = 32_000;
-/// How long a request is repeated that may pass.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Repeats a request that may pass, for a while.
-pub(super) async fn patiently<'a, T>(mut ask: impl FnMut() -> Out<'a, T>) -> Result<T, StoreError> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut pause = Duration::from_millis(50);
-    loop {
-        let error = match ask().await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        let passes = matches!(error.kind, ErrorKind::Unanswered | ErrorKind::Throttled | ErrorKind::Conflict);
-        if !passes || Instant::now() + pause > deadline {
-            return Err(error);
-        }
-        sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        pause = (pause * 2).min(Duration::from_secs(2));
-    }
-}
-
 /// What is to be read: parked cells of some triggers that a filter leaves.
 pub(super) struct Reader<'a> {
     ledger: &'a dyn Ledger,
@@ -140,26 +113,6 @@ impl<'a> Reader<'a> {
     async fn lane(&self, number: usize, lane: &Lane) -> Result<Vec<Hit>, StoreError> {
         let found = lane_where(self.ledger, lane, |parked| self.filter.lets(parked, self.now)).await?;
         Ok(found.into_iter().map(|parked| (number, parked)).collect())
-    }
-}
-
-/// The cells of a lane for which something holds, in order.
-pub(super) async fn lane_where(
-    ledger: &dyn Ledger,
-    lane: &Lane,
-    holds: impl Fn(&Parked) -> bool,
-) -> Result<Vec<Parked>, StoreError> {
-    let mut found = Vec::new();
-    let mut after = AddedId(0);
-    loop {
-        let page = patiently(|| ledger.parked(lane, after, PAGE)).await?;
-        let last = page.last().map(|parked| parked.added_id);
-        let full = page.len() == PAGE;
-        found.extend(page.into_iter().filter(|parked| holds(parked)));
-        match last {
-            Some(last) if full => after = last,
-            _ => return Ok(found),
-        }
     }
 }
 

@@ -1,11 +1,6 @@
 //! `parked show`: everything about one parked cell.
 
-use super::{
-    ParkedLine,
-    filter::State,
-    places,
-    read::{at, lane_where},
-};
+use super::{ParkedLine, filter::State, places, read::at};
 use crate::{
     cell::{AddedId, CellKey, Lane, LaneKind, Ledger, Log, Name, Parked, ParkedState, StoreError, StoredCell},
     cli::{
@@ -15,12 +10,13 @@ use crate::{
         output::{one_line, plain, time},
         tail::shards,
     },
+    store::lane_where,
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ShowArgs {
+pub(in crate::cli) struct ShowArgs {
     /// The trigger.
     trigger: Name,
     /// The shard of the cell.
