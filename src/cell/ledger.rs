@@ -84,8 +84,10 @@ pub struct Session {
     pub length: Duration,
     /// The datastores of its config: only their shards are given to it.
     pub sources: BTreeSet<Name>,
-    /// For people: when it was opened.
+    /// For people: when it was opened, by its own clock.
     pub started_at: Millis,
+    /// For people: when it beat last, by its own clock.
+    pub beat_at: Millis,
 }
 
 impl Session {
@@ -105,6 +107,7 @@ impl Session {
             length: Duration::ZERO,
             sources: BTreeSet::new(),
             started_at: Millis(0),
+            beat_at: Millis(0),
         }
     }
 }
@@ -211,6 +214,8 @@ pub struct Lease {
     pub epoch: Epoch,
     /// Number of the last write of this epoch; starts anew at 0 with each claim.
     pub seq: u64,
+    /// For people: when it was claimed last, by the clock of who did.
+    pub claimed_at: Millis,
     /// By trigger.
     pub checkpoints: BTreeMap<TriggerId, Checkpoint>,
 }
@@ -333,8 +338,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Stores a new session if its id is not taken.
     fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>>;
 
-    /// `beat + 1` while the session exists and is not dead. May be repeated at will.
-    fn beat<'a>(&'a self, id: &'a SessionId) -> Out<'a, Answer<Session>>;
+    /// `beat + 1`, and `beat_at`, while the session exists and is not dead. May be repeated at will.
+    fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>>;
 
     /// A session about itself: sets its state while it exists and is not dead.
     fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>>;
@@ -383,7 +388,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// One lease.
     fn lease<'a>(&'a self, shard: &'a ShardRef) -> Out<'a, Option<Lease>>;
 
-    /// Becomes owner: `owner = me, epoch + 1, seq = 0`, on the condition that epoch and owner are those of `seen`
+    /// Becomes owner: `owner = me, epoch + 1, seq = 0`, and `claimed_at`, on the condition that epoch and owner are those of `seen`
     /// (`None`: that there is no such lease; the new one gets `incarnation` and epoch 1).
     fn claim<'a>(
         &'a self,
@@ -391,6 +396,7 @@ pub trait Ledger: Send + Sync + 'static {
         incarnation: &'a Incarnation,
         me: &'a SessionId,
         seen: Option<&'a Lease>,
+        at: Millis,
     ) -> Out<'a, Answer<Lease>>;
 
     /// A write by the owner. Refused: the lease as it stands; when that lease still satisfies the condition of the

@@ -13,7 +13,7 @@ use std::{process::ExitCode, sync::Arc};
 
 /// For `--help`.
 pub(super) const CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or config, 3 some input refused or in conflict, \
-                                4 not found, 5 store out of reach, 75 taken.";
+                                4 not found, 5 store out of reach.";
 
 /// A verb that ran to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -374,7 +374,7 @@ impl Lowest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::{Checkpoint, Epoch, Incarnation, ShardId};
+    use crate::cell::{Checkpoint, Epoch, Incarnation, Millis, ShardId};
 
     fn name(text: &str) -> Name {
         Name::new(text).unwrap()
@@ -391,6 +391,7 @@ mod tests {
             owner: None,
             epoch: Epoch(3),
             seq: 0,
+            claimed_at: Millis(7),
             checkpoints: [(seen.clone(), checkpoint)].into(),
         };
         let lag = |id, start| lag(&lease, id, start, &shard, AddedId(10));

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     cell::{
-        AddedId, Consistency, Lease, Ledger, Log, Name, Session, ShardId, ShardRef, Tip, TriggerRecord, TriggerState,
+        AddedId, Consistency, Lease, Ledger, Log, Millis, Name, Session, ShardId, ShardRef, Tip, TriggerRecord,
+        TriggerState,
     },
     checkpoint::Window,
 };
@@ -55,6 +56,7 @@ struct ShardLine<'a> {
     shard: u32,
     owner: Option<String>,
     epoch: u64,
+    since: Option<i64>,
     tip: u64,
     triggers: BTreeMap<&'a str, Standing>,
 }
@@ -94,7 +96,8 @@ async fn list(context: &mut Context, args: ListArgs) -> anyhow::Result<Done> {
             }
         }
     }
-    let headings = ["DATASTORE", "SHARD", "OWNER", "EPOCH", "TIP", "TRIGGER", "LOW_WATER", "LAG_CELLS", "LAG_SECONDS"];
+    let headings =
+        ["DATASTORE", "SHARD", "OWNER", "EPOCH", "SINCE", "TIP", "TRIGGER", "LOW_WATER", "LAG_CELLS", "LAG_SECONDS"];
     context.output.table(headings, &rows)?;
     Ok(Done::All)
 }
@@ -124,18 +127,25 @@ async fn line<'a>(
         shard: shard.0,
         owner: lease.and_then(|lease| lease.owner.as_ref()).map(ToString::to_string),
         epoch: lease.map_or(0, |lease| lease.epoch.0),
+        since: since(lease).map(|since| since.0),
         tip: tip.0,
         triggers: standings,
     })
 }
 
-fn table_rows(line: &ShardLine<'_>) -> Vec<[String; 9]> {
+/// When its owner claimed a shard.
+fn since(lease: Option<&Lease>) -> Option<Millis> {
+    lease.filter(|lease| lease.owner.is_some()).map(|lease| lease.claimed_at)
+}
+
+fn table_rows(line: &ShardLine<'_>) -> Vec<[String; 10]> {
     let row = |trigger: &str, standing: Standing| {
         [
             line.datastore.to_string(),
             line.shard.to_string(),
             line.owner.clone().unwrap_or_else(|| "-".into()),
             line.epoch.to_string(),
+            line.since.map_or_else(|| "-".into(), |since| time(Millis(since))),
             line.tip.to_string(),
             trigger.into(),
             number(standing.low_water),
@@ -161,7 +171,9 @@ struct ShowLine<'a> {
     host: Option<&'a str>,
     pid: Option<u32>,
     beats: Option<u64>,
+    beat_age_seconds: Option<f64>,
     epoch: u64,
+    since: Option<i64>,
     tip: u64,
     tip_at: Option<i64>,
     trimmed_to: u64,
@@ -210,7 +222,9 @@ async fn show(context: &mut Context, name: &Name, shard: u32) -> anyhow::Result<
         host: session.map(|session| session.host.as_str()),
         pid: session.map(|session| session.pid),
         beats: session.map(|session| session.beat),
+        beat_age_seconds: session.and_then(super::workers::beat_age),
         epoch: lease.as_ref().map_or(0, |lease| lease.epoch.0),
+        since: since(lease.as_ref()).map(|since| since.0),
         tip: tip.as_ref().map_or(0, |tip| tip.tip.0),
         tip_at: tip.as_ref().map(|tip| tip.created_at.0),
         trimmed_to: tip.as_ref().map_or(0, |tip| tip.trimmed_to.0),
@@ -259,12 +273,13 @@ fn tell(
         (None, _) => format!("held by nobody, epoch {}", line.epoch),
         (Some(owner), None) => format!("held by {owner}, whose session is gone, epoch {}", line.epoch),
         (Some(owner), Some(session)) => format!(
-            "held by {owner}: {}, {} pid {}, beats {}, epoch {}",
+            "held by {owner}: {}, {} pid {}, last heartbeat {} s ago, epoch {} since {}",
             super::workers::state_word(session.state),
             plain(&session.host),
             session.pid,
-            session.beat,
-            line.epoch
+            decimal(line.beat_age_seconds),
+            line.epoch,
+            line.since.map_or_else(|| "-".into(), |since| time(Millis(since)))
         ),
     })?;
     let of_tip = tip.map(|tip| format!(" of {}", time(tip.created_at))).unwrap_or_default();

@@ -42,8 +42,9 @@ fn without_log(checkpoint: Option<&Checkpoint>, tip: AddedId) -> Standing {
     Standing { low_water: Some(low.0), lag_cells: Some(lag), lag_seconds: (lag == 0).then_some(0.0) }
 }
 
+/// How long ago something was, by two clocks that may differ a little.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-fn seconds(since: Millis, now: Millis) -> f64 {
+pub(super) fn seconds(since: Millis, now: Millis) -> f64 {
     now.0.saturating_sub(since.0).max(0) as f64 / 1000.0
 }
 

@@ -11,10 +11,11 @@ use super::{
     open::{Open, trigger},
     operate::{Want, Work},
     output::{plain, say},
+    standing::{checkpoint_of, pause},
     tail::shards,
 };
 use crate::{
-    cell::{Answer, Ledger, Name, TriggerRecord, TriggerState},
+    cell::{Answer, Lease, Ledger, Name, TriggerRecord, TriggerState},
     lease::nudge_all,
 };
 use anyhow::bail;
@@ -99,6 +100,15 @@ struct TriggerLine<'a> {
     formerly: &'a BTreeSet<Name>,
 }
 
+/// A trigger of the list.
+#[derive(Serialize)]
+struct ListLine<'a> {
+    #[serde(flatten)]
+    trigger: TriggerLine<'a>,
+    /// Shards on which it alone is paused.
+    paused_shards: usize,
+}
+
 impl<'a> TriggerLine<'a> {
     fn of(record: &'a TriggerRecord) -> Self {
         let (state, reason) = match &record.state {
@@ -134,9 +144,27 @@ pub(super) async fn triggers(context: &mut Context, args: Args) -> anyhow::Resul
 
 async fn list(context: &mut Context) -> anyhow::Result<Done> {
     let open = Open::new(context).await?;
-    let mut triggers = open.ledger().await?.triggers().await?;
+    let ledger = open.ledger().await?;
+    let mut triggers = ledger.triggers().await?;
     triggers.sort_by(|a, b| a.name.cmp(&b.name));
-    print(context, &triggers)?;
+    let sources: BTreeSet<&Name> = triggers.iter().map(|trigger| &trigger.source).collect();
+    let mut leases: Vec<Lease> = Vec::new();
+    for source in sources {
+        leases.extend(ledger.leases(source).await?);
+    }
+    let paused = |record: &TriggerRecord| {
+        let here = leases.iter().filter(|lease| lease.shard.source == record.source);
+        here.filter(|lease| pause(record, checkpoint_of(record, Some(lease))).is_some()).count()
+    };
+    let lines: Vec<ListLine<'_>> = triggers
+        .iter()
+        .map(|record| ListLine { trigger: TriggerLine::of(record), paused_shards: paused(record) })
+        .collect();
+    if context.output.is_json() {
+        lines.iter().try_for_each(|line| context.output.object(line))?;
+    } else {
+        table(context, lines.iter().map(|line| (&line.trigger, line.paused_shards)))?;
+    }
     Ok(Done::All)
 }
 
@@ -152,18 +180,26 @@ async fn on(context: &mut Context, name: &Name, shard: u32, want: Want) -> anyho
     Ok(done)
 }
 
-fn print(context: &mut Context, triggers: &[TriggerRecord]) -> anyhow::Result<()> {
-    let lines: Vec<TriggerLine<'_>> = triggers.iter().map(TriggerLine::of).collect();
-    if context.output.is_json() {
-        return lines.iter().try_for_each(|line| context.output.object(line));
-    }
-    let rows: Vec<[String; 5]> = lines
-        .iter()
-        .map(|line| {
-            let reason = line.reason.map_or_else(|| "-".into(), plain);
-            [line.name.to_string(), line.datastore.to_string(), line.state.into(), reason, listed(line.formerly)]
-        })
-        .collect();
+/// A trigger that was changed.
+fn print(context: &mut Context, record: &TriggerRecord) -> anyhow::Result<()> {
+    let line = TriggerLine::of(record);
+    if context.output.is_json() { context.output.object(&line) } else { table(context, [(&line, 0)]) }
+}
+
+/// For people: triggers, with how many shards each alone is paused on.
+fn table<'a>(
+    context: &mut Context,
+    triggers: impl IntoIterator<Item = (&'a TriggerLine<'a>, usize)>,
+) -> anyhow::Result<()> {
+    let row = |(line, paused_shards): (&TriggerLine<'_>, usize)| {
+        let state = match paused_shards {
+            0 => line.state.into(),
+            n => format!("{}, paused on {n} shards", line.state),
+        };
+        let reason = line.reason.map_or_else(|| "-".into(), plain);
+        [line.name.to_string(), line.datastore.to_string(), state, reason, listed(line.formerly)]
+    };
+    let rows: Vec<[String; 5]> = triggers.into_iter().map(row).collect();
     context.output.table(["NAME", "DATASTORE", "STATE", "REASON", "FORMERLY"], &rows)
 }
 
@@ -184,7 +220,7 @@ impl Change {
         let record = self.apply(ledger.as_ref()).await?;
         // A hint: without it they look by themselves, later.
         let _ = nudge_all(ledger.as_ref()).await;
-        print(context, &[record])?;
+        print(context, &record)?;
         Ok(Done::All)
     }
 

@@ -7,8 +7,9 @@ use super::{
     noun::Noun,
     open::Open,
     output::time,
+    standing::{decimal, seconds},
 };
-use crate::cell::{Lease, Name, Role, Session, SessionId, SessionState};
+use crate::cell::{Lease, Millis, Name, Role, Session, SessionId, SessionState, clock};
 use clap::Subcommand;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
@@ -54,6 +55,8 @@ struct WorkerLine<'a> {
     /// How long its beat may stand still.
     session_seconds: f64,
     beats: u64,
+    /// How long ago it beat last, by its clock and this one.
+    beat_age_seconds: Option<f64>,
     datastores: &'a BTreeSet<Name>,
     /// How many it holds.
     shards: usize,
@@ -69,6 +72,11 @@ pub(super) fn state_word(state: SessionState) -> &'static str {
         SessionState::Draining => "draining",
         SessionState::Dead => "dead",
     }
+}
+
+/// How long ago a session beat last; nobody knows of one that is known by its id alone.
+pub(super) fn beat_age(session: &Session) -> Option<f64> {
+    (session.beat_at > Millis(0)).then(|| seconds(session.beat_at, clock::wall()))
 }
 
 impl<'a> WorkerLine<'a> {
@@ -87,6 +95,7 @@ impl<'a> WorkerLine<'a> {
             started_at: session.started_at.0,
             session_seconds: session.length.as_secs_f64(),
             beats: session.beat,
+            beat_age_seconds: beat_age(session),
             datastores: &session.sources,
             shards: held.values().map(BTreeMap::len).sum(),
             leases: None,
@@ -104,7 +113,7 @@ impl<'a> WorkerLine<'a> {
             self.version.into(),
             time(session.started_at),
             format!("{}s", self.session_seconds),
-            self.beats.to_string(),
+            decimal(self.beat_age_seconds),
             datastores.join(","),
             self.shards.to_string(),
         ]
@@ -112,7 +121,7 @@ impl<'a> WorkerLine<'a> {
 }
 
 const HEADINGS: [&str; 11] =
-    ["ID", "STATE", "ROLE", "HOST", "PID", "VERSION", "STARTED_AT", "SESSION", "BEATS", "DATASTORES", "SHARDS"];
+    ["ID", "STATE", "ROLE", "HOST", "PID", "VERSION", "STARTED_AT", "SESSION", "BEAT_AGE", "DATASTORES", "SHARDS"];
 
 pub(super) async fn workers(context: &mut Context, args: Args) -> anyhow::Result<Done> {
     let open = Open::new(context).await?;

@@ -1,7 +1,7 @@
 //! The requests of a coordinator about one lease: its claim, and its release when nobody works on it.
 
 use super::{Fence, nudge::back_off};
-use crate::cell::{Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, SessionId, ShardRef, chain};
+use crate::cell::{Answer, Datastore, Epoch, Lease, LeaseWrite, Ledger, SessionId, ShardRef, chain, clock};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// How a claim ended.
@@ -28,7 +28,7 @@ pub(super) async fn claim(
     let mut failures = 0;
     let mut sent = false;
     while fence.is_safe() {
-        match ledger.claim(shard, &source.incarnation, me, seen).await {
+        match ledger.claim(shard, &source.incarnation, me, seen, clock::wall()).await {
             Ok(Answer::Accepted(lease)) => return Claimed::Held(lease),
             Ok(Answer::Refused(Some(lease))) if sent && lease.owner.as_ref() == Some(me) && lease.epoch == next => {
                 return Claimed::Held(lease);

@@ -214,7 +214,7 @@ impl Coordinator {
             if stop.is_cancelled() {
                 return None;
             }
-            let id = SessionId::random();
+            let (id, now) = (SessionId::random(), clock::wall());
             let session = Session {
                 id: id.clone(),
                 state: SessionState::Live,
@@ -227,7 +227,8 @@ impl Coordinator {
                 version: self.identity.version.clone(),
                 length: self.config.session,
                 sources: self.sources.iter().map(|source| source.name.clone()).collect(),
-                started_at: clock::wall(),
+                started_at: now,
+                beat_at: now,
             };
             // Held before the session can be seen, so that nobody finds it without its process.
             let guard = self.presence.as_ref().map(|presence| presence.hold(&id)).transpose();
@@ -298,6 +299,9 @@ struct Tenure<'a> {
     read_failures: u32,
     swept: bool,
     draining: Option<Draining>,
+    /// Hand-overs that are not told yet, and when they will be.
+    handed_over: Moves,
+    tell_at: Option<Instant>,
 }
 
 /// A worker that leaves.
@@ -339,6 +343,8 @@ impl<'a> Tenure<'a> {
             read_failures: 0,
             swept: false,
             draining: None,
+            handed_over: Moves::default(),
+            tell_at: None,
         }
     }
 
@@ -362,6 +368,7 @@ impl<'a> Tenure<'a> {
                 () = tokio::time::sleep_until(self.next_sweep) => self.sweep().await,
                 () = until(give_from), if give_from.is_some_and(|at| at > Instant::now()) => {}
                 () = until(leave_by) => {}
+                () = until(self.tell_at) => self.tell_handed_over(),
             }
             if self.home.fence.wants_reading() {
                 self.read_held().await;
@@ -575,7 +582,8 @@ impl<'a> Tenure<'a> {
     }
 
     /// The session is over, and what it held is lost.
-    fn tell_lost(&self, over: &Over) {
+    fn tell_lost(&mut self, over: &Over) {
+        self.tell_handed_over();
         let reason = match over {
             Over::Dead => "this worker's session was declared dead",
             Over::Left => "this worker left before they were handed over",

@@ -38,7 +38,7 @@ pub(super) async fn beat(
             tracing::error!(session = %id, "no heartbeat was accepted for too long: nothing is called or written until one is");
         }
         let (sent, sent_at) = (clock::boot(), Instant::now());
-        let answer = tokio::time::timeout(config.heartbeat, ledger.beat(&id)).await;
+        let answer = tokio::time::timeout(config.heartbeat, ledger.beat(&id, clock::wall())).await;
         next = match answer {
             Ok(Ok(Answer::Accepted(session))) => {
                 fence.extend(sent + safe);

@@ -3,8 +3,8 @@
 use super::{Config, Coordinator, Identity, View};
 use crate::{
     cell::{
-        AddedId, Answer, Checkpoint, Incarnation, LeaseWrite, Ledger, Name, NewDatastore, SessionId, ShardId, ShardRef,
-        TriggerId, TriggerRecord, TriggerState, Written,
+        AddedId, Answer, Checkpoint, Incarnation, LeaseWrite, Ledger, Millis, Name, NewDatastore, SessionId, ShardId,
+        ShardRef, TriggerId, TriggerRecord, TriggerState, Written,
     },
     store::{Fault, Faults},
 };
@@ -18,7 +18,7 @@ fn name(text: &str) -> Name {
 /// Claimed once, left at a checkpoint, and owned by nobody since.
 async fn left(ledger: &dyn Ledger, shard: &ShardRef, incarnation: &Incarnation, trigger: &TriggerId) {
     let me = SessionId::from_stored("before");
-    assert!(matches!(ledger.claim(shard, incarnation, &me, None).await.unwrap(), Answer::Accepted(_)));
+    assert!(matches!(ledger.claim(shard, incarnation, &me, None, Millis(1)).await.unwrap(), Answer::Accepted(_)));
     let checkpoint = Checkpoint { low: AddedId(7), ..Checkpoint::default() };
     let write = LeaseWrite {
         shard: shard.clone(),

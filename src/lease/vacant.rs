@@ -58,7 +58,7 @@ impl Vacancies {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::{Epoch, Incarnation, Name, ShardId};
+    use crate::cell::{Epoch, Incarnation, Millis, Name, ShardId};
     use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
@@ -70,6 +70,7 @@ mod tests {
             owner: None,
             epoch: Epoch(epoch),
             seq: 0,
+            claimed_at: Millis(7),
             checkpoints: BTreeMap::new(),
         };
         let (start, second) = (Instant::now(), Duration::from_secs(1));

@@ -141,7 +141,7 @@ const SHOWN: &[Shown] = &[
     (
         "shards_paused",
         T,
-        "Shards of this worker on which the trigger is paused by itself, for too many dead cells.",
+        "Shards of this worker on which the trigger alone is paused: by itself, for too many dead cells, or by somebody.",
         |s, row| s.at_work().for_each(|(t, w)| row(&[t], w.shards_paused)),
     ),
     (

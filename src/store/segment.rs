@@ -15,8 +15,11 @@
 use crate::cell::{AddedId, Cell, CellKey, NewCell, Segment, ShardId, leb128};
 use bytes::Bytes;
 use bytestring::ByteString;
-use std::collections::BTreeSet;
-use zstd::{bulk::Compressor, zstd_safe::get_frame_content_size};
+use std::{cell::RefCell, collections::BTreeSet};
+use zstd::{
+    bulk::{Compressor, Decompressor},
+    zstd_safe::get_frame_content_size,
+};
 
 /// The format of a segment as it was appended.
 const FORMAT: u8 = 1;
@@ -78,11 +81,23 @@ fn put_cell(raw: &mut Vec<u8>, key: &CellKey, body: &str) {
     put_text(raw, body);
 }
 
-fn compress(format: u8, raw: &[u8]) -> Bytes {
+thread_local! {
+    // Kept by each thread: to make one takes about as long as to use it.
+    static COMPRESSOR: RefCell<Compressor<'static>> = RefCell::new(compressor());
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> =
+        RefCell::new(Decompressor::new().expect("decompressing needs no settings"));
+}
+
+fn compressor() -> Compressor<'static> {
     let mut compressor = Compressor::new(1).expect("level 1 exists");
     compressor.include_checksum(true).expect("zstd knows checksums");
+    compressor
+}
+
+fn compress(format: u8, raw: &[u8]) -> Bytes {
     let mut packed = vec![format];
-    packed.extend_from_slice(&compressor.compress(raw).expect("compressing into memory does not fail"));
+    let compressed = COMPRESSOR.with_borrow_mut(|compressor| compressor.compress(raw));
+    packed.extend_from_slice(&compressed.expect("compressing into memory does not fail"));
     packed.into()
 }
 
@@ -98,7 +113,8 @@ pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentErr
     let size = get_frame_content_size(packed).ok().flatten().ok_or(SegmentError::Damaged("no zstd frame"))?;
     let size = usize::try_from(size).ok().filter(|size| *size <= UNPACKED_MAX);
     let size = size.ok_or(SegmentError::Damaged("longer than any writer writes"))?;
-    let raw = zstd::bulk::decompress(packed, size).map_err(|_| SegmentError::Damaged("checksum or frame"))?;
+    let raw = DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.decompress(packed, size));
+    let raw = raw.map_err(|_| SegmentError::Damaged("checksum or frame"))?;
     let mut rest = Reader { raw: raw.into(), at: 0 };
     let first = segment.key().first();
     // Nobody has checked the count yet: memory is taken only for what the bytes can hold.

@@ -412,7 +412,7 @@ mod tests {
         let shard = ShardRef { source: trips(), shard: SHARD };
         let trigger = TriggerId::random();
         let owner = SessionId::random();
-        ledger.claim(&shard, &Incarnation::random(), &owner, None).await.unwrap();
+        ledger.claim(&shard, &Incarnation::random(), &owner, None, Millis(1)).await.unwrap();
         let write = LeaseWrite {
             shard: shard.clone(),
             owner,

@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(keeper().await, told(0, "fresh"), "it may begin at the oldest cell");
         let shard = ShardRef { source: trips.clone(), shard: SHARD };
         let owner = SessionId::random();
-        ledger.claim(&shard, &Incarnation::random(), &owner, None).await.unwrap();
+        ledger.claim(&shard, &Incarnation::random(), &owner, None, Millis(1)).await.unwrap();
         let checkpoint = Checkpoint { low: AddedId(9), ..Checkpoint::default() };
         let write = LeaseWrite {
             shard,

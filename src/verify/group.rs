@@ -162,6 +162,7 @@ mod tests {
             owner: None,
             epoch: Epoch(1),
             seq: 0,
+            claimed_at: Millis(7),
             checkpoints: checkpoint.map(|checkpoint| (TriggerId::from_stored("t"), checkpoint)).into_iter().collect(),
         }
     }

@@ -99,7 +99,7 @@ fn units_are_counted_for_a_known_load() {
     is("append of a cell alone", "write units", 8.0, 8.0);
     // A cell of its own, and its part of a segment that zstd made half as long.
     is("append of a full transaction, a cell", "write units", 4.5, 6.0);
-    is("handling a cell of a full segment", "read units", 0.04, 0.08);
+    is("reading a cell of a full segment", "read units", 0.04, 0.08);
     // A heartbeat each three seconds, and nothing else.
     is("control plane, 16 shards, one idle worker", "write units/min", 19.9, 20.1);
     // Sessions each three seconds, and each minute 16 scopes of leases and the triggers.

@@ -9,7 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread,
 };
@@ -34,9 +34,6 @@ struct State {
     /// so the first change of each is put off.
     recovery: Mutex<BTreeMap<String, Option<bool>>>,
     asked: Mutex<Vec<Asked>>,
-    /// Requests that are being answered, and the most of them at a time.
-    under_way: AtomicUsize,
-    busiest: AtomicUsize,
     ended: AtomicBool,
 }
 
@@ -49,8 +46,6 @@ impl Dynamo {
             database,
             recovery: Mutex::default(),
             asked: Mutex::default(),
-            under_way: AtomicUsize::new(0),
-            busiest: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
         let shared = state.clone();
@@ -73,11 +68,6 @@ impl Dynamo {
     /// The table of a config that names this server.
     pub(super) fn store(&self) -> String {
         format!("[store]\nkind = \"dynamodb\"\nendpoint = \"{}\"\nregion = \"eu-central-1\"\n", self.endpoint())
-    }
-
-    /// The most requests that were being answered at a time.
-    pub(super) fn busiest(&self) -> usize {
-        self.state.busiest.load(Ordering::Relaxed)
     }
 
     /// A home whose store it is.
@@ -138,10 +128,7 @@ impl State {
             let mut body = vec![0; length];
             reader.read_exact(&mut body).ok()?;
             self.asked.lock().unwrap().extend(rights(&operation, &serde_json::from_slice(&body).ok()?));
-            let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-            self.busiest.fetch_max(under_way, Ordering::Relaxed);
             let (status, answer) = self.answer(&operation, &body);
-            self.under_way.fetch_sub(1, Ordering::Relaxed);
             let head = format!(
                 "HTTP/1.1 {status} X\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: {}\r\n\r\n",
                 answer.len()

@@ -28,12 +28,14 @@ fn a_shard_is_shown_with_its_owner_its_triggers_and_their_parked_cells() {
     for (of_shard, of_session) in [("owner", "id"), ("owner_state", "state"), ("host", "host"), ("pid", "pid")] {
         assert_eq!(shown[of_shard], session[of_session], "{of_shard}");
     }
-    assert!(shown["beats"].is_u64() && shown["tip_at"].is_i64(), "{shown}");
+    assert!(shown["beats"].is_u64() && shown["tip_at"].is_i64() && shown["beat_age_seconds"].is_f64(), "{shown}");
+    assert!(shown["since"].as_i64() >= session["started_at"].as_i64(), "{shown} {session}");
     let text = home.run(&words).done().stdout;
     let owner = session["id"].as_str().unwrap();
     assert!(text.contains(&format!("held by {owner}: live")) && text.contains("tip 2 of "), "{text}");
     // The list is the same with its verb and without.
     let listed = home.run(&["shards", "list", "trips", "--json"]).done().objects();
+    assert!(listed.iter().any(|one| one["shard"] == shown["shard"] && one["since"] == shown["since"]), "{listed:?}");
     assert_eq!(listed, home.run(&["shards", "trips", "--json"]).done().objects());
     assert_eq!(listed, home.run(&["shards", "--json"]).done().objects());
     assert_eq!(listed.len(), 4);
@@ -43,6 +45,8 @@ fn a_shard_is_shown_with_its_owner_its_triggers_and_their_parked_cells() {
     worker.signal(Signal::TERM);
     assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
     let left = show(&shard).done().objects().remove(0);
-    assert_eq!((&left["owner"], &left["pid"], &left["owner_state"]), (&Value::Null, &Value::Null, &Value::Null));
+    for unknown in ["owner", "pid", "owner_state", "since", "beat_age_seconds"] {
+        assert!(left[unknown].is_null(), "{unknown}: {left}");
+    }
     assert!(home.run(&words).done().stdout.contains("held by nobody"));
 }

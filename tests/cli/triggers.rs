@@ -170,6 +170,9 @@ fn one_shard_is_paused_and_resumed_by_itself() {
     assert_eq!((&shown["state"], &shown["reason"], &shown["started"]), (&json!("active"), &Value::Null, &Value::Null));
     let paused: Vec<Value> = shards(&shown).iter().map(|shard| shard["paused"].clone()).collect();
     assert_eq!(paused, [Value::Null, json!("bad rows"), json!("bad rows"), Value::Null]);
+    assert_eq!(home.run(&["triggers", "--json"]).done().objects()[0]["paused_shards"], 2);
+    let listed = home.run(&["triggers"]).done().stdout;
+    assert!(listed.contains("active, paused on 2 shards"), "{listed}");
     put_rows(&home, 20, 60);
     let lags = |shards: &[Value]| -> Vec<u64> {
         let shards = shards[0]["shards"].as_array().unwrap();

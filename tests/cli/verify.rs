@@ -116,7 +116,7 @@ async fn fill(home: &Home) {
         (0, checkpoint(6, window.encode().0), [lanes, vec![LaneChange::Put(range)]].concat()),
         (1, checkpoint(3, Bytes::new()), Vec::new()),
     ] {
-        ledger.claim(&shard_ref(shard), &log.datastore().incarnation, &owner, None).await.unwrap();
+        ledger.claim(&shard_ref(shard), &log.datastore().incarnation, &owner, None, Millis(1)).await.unwrap();
         let checkpoints = ["t1", "t2"].map(|id| (TriggerId::from_stored(id), checkpoint.clone()));
         let write = LeaseWrite {
             shard: shard_ref(shard),

@@ -120,6 +120,7 @@ fn workers_are_listed_with_what_they_hold() {
     assert_eq!((&one["datastores"], &one["session_seconds"]), (&json!(["trips"]), &json!(2.0)));
     assert!(one["started_at"].as_u64() > Some(1_500_000_000_000) && one["leases"].is_null(), "{one}");
     home.until(&["workers"], |workers| workers[0]["beats"].as_u64() > one["beats"].as_u64());
+    assert!(one["beat_age_seconds"].as_f64() < Some(3600.0), "{one}");
     let id = one["id"].as_str().unwrap();
     for id in [id, &id[..6]] {
         let shown = home.run(&["workers", "show", id, "--json"]).done().objects().remove(0);

@@ -5,7 +5,8 @@ use super::in_dir;
 use super::ledger_sessions::accepted;
 use super::log_append::{append, cell, commit, key};
 use cellhook::cell::{
-    AddedId, Committed, ErrorKind, Ledger, Log, Name, NewDatastore, Refused, Session, SessionId, SessionState, ShardId,
+    AddedId, Committed, ErrorKind, Ledger, Log, Millis, Name, NewDatastore, Refused, Session, SessionId, SessionState,
+    ShardId,
 };
 use cellhook::store::{Config, FileError, OpenError, Store};
 use std::error::Error;
@@ -139,7 +140,7 @@ async fn a_write_that_waits_too_long_fails_names_the_holder_and_is_never_done() 
     let lock = take_lock(&dir);
     // On a machine that stands still for a moment the SDK may lose patience before the store does: once more then.
     let error = loop {
-        let error = ledger.beat(&id).await.unwrap_err();
+        let error = ledger.beat(&id, Millis(5)).await.unwrap_err();
         match error.kind {
             ErrorKind::Broken => break error,
             other => assert_eq!(other, ErrorKind::Unanswered, "not applied, and said so: {error}"),
@@ -150,7 +151,7 @@ async fn a_write_that_waits_too_long_fails_names_the_holder_and_is_never_done() 
     assert_eq!(ledger.sessions().await.unwrap()[0].beat, 0, "reads need no lock");
     drop(lock);
     append(&log, 0, None, vec![cell("r", "x", 0)]).await;
-    let beat = accepted(ledger.beat(&id).await.unwrap()).beat;
+    let beat = accepted(ledger.beat(&id, Millis(5)).await.unwrap()).beat;
     assert_eq!(beat, 1, "the late one was not done when its turn came");
 }
 
@@ -164,7 +165,7 @@ async fn a_write_whose_asker_has_gone_is_never_done() {
     let seen = std::fs::read(lock_path(&dir)).unwrap();
     tokio::select! {
         biased;
-        answer = ledger.beat(&id) => panic!("{answer:?}"),
+        answer = ledger.beat(&id, Millis(5)) => panic!("{answer:?}"),
         () = until_somebody_waits(&dir, &seen) => {}
     }
     drop(lock);
@@ -269,7 +270,7 @@ async fn a_full_disk_is_told_and_passes_when_there_is_room() {
     std::fs::remove_file(&ballast).unwrap();
     let put = put.await.remove(0);
     assert!(put.as_ref().is_ok_and(|placed| placed.new), "{put:?}");
-    accepted(ledger.beat(&id).await.unwrap());
+    accepted(ledger.beat(&id, Millis(5)).await.unwrap());
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use super::ledger_sessions::{accepted, refused};
 use super::{Fixture, cases};
 use bytes::Bytes;
 use cellhook::cell::{
-    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lease, LeaseWrite, Ledger, Name, SessionId, ShardId, ShardPause,
-    ShardRef, TriggerId, Written,
+    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lease, LeaseWrite, Ledger, Millis, Name, SessionId, ShardId,
+    ShardPause, ShardRef, TriggerId, Written,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub(super) fn points<const N: usize>(list: [(&str, Checkpoint); N]) -> BTreeMap<
 }
 
 pub(super) async fn claim(ledger: &Arc<dyn Ledger>, shard: &ShardRef, me: &str, seen: Option<&Lease>) -> Answer<Lease> {
-    ledger.claim(shard, &Incarnation::from_stored("inc"), &id(me), seen).await.unwrap()
+    ledger.claim(shard, &Incarnation::from_stored("inc"), &id(me), seen, Millis(7)).await.unwrap()
 }
 
 /// A write of that lease by its owner, with the next seq.
@@ -85,6 +85,7 @@ async fn a_lease_that_is_absent_is_claimed_once(fixture: Arc<dyn Fixture>) {
         owner: Some(id("me")),
         epoch: Epoch(1),
         seq: 0,
+        claimed_at: Millis(7),
         checkpoints: BTreeMap::new(),
     };
     assert_eq!(lease, wanted);

@@ -46,6 +46,7 @@ fn session(id: &str) -> Session {
         length: Duration::from_millis(10_500),
         sources: ["rides", "trips"].map(|name| Name::new(name).unwrap()).into(),
         started_at: Millis(1_700_000_000_123),
+        beat_at: Millis(1_700_000_000_456),
     }
 }
 
@@ -71,14 +72,17 @@ async fn beats_are_counted_until_death(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let id = open(&ledger, "one").await;
     for beat in 1..=3 {
-        assert_eq!(accepted(ledger.beat(&id).await.unwrap()), Session { beat, ..session("one") });
+        assert_eq!(
+            accepted(ledger.beat(&id, Millis(5)).await.unwrap()),
+            Session { beat, beat_at: Millis(5), ..session("one") }
+        );
     }
     accepted(ledger.set_state(&id, SessionState::Draining).await.unwrap());
-    assert_eq!(accepted(ledger.beat(&id).await.unwrap()).beat, 4, "who drains is alive");
+    assert_eq!(accepted(ledger.beat(&id, Millis(5)).await.unwrap()).beat, 4, "who drains is alive");
     let dead = accepted(ledger.set_state(&id, SessionState::Dead).await.unwrap());
-    assert_eq!(refused(ledger.beat(&id).await.unwrap()), Some(dead.clone()));
+    assert_eq!(refused(ledger.beat(&id, Millis(5)).await.unwrap()), Some(dead.clone()));
     assert_eq!(state_of(&ledger, &id).await, Some(dead), "a refused beat is not counted");
-    assert_eq!(refused(ledger.beat(&SessionId::from_stored("absent")).await.unwrap()), None);
+    assert_eq!(refused(ledger.beat(&SessionId::from_stored("absent"), Millis(5)).await.unwrap()), None);
     assert_eq!(ledger.sessions().await.unwrap().len(), 1, "and makes no session");
 }
 
@@ -100,14 +104,14 @@ async fn a_state_is_set_until_death(fixture: Arc<dyn Fixture>) {
 async fn an_observer_kills_only_the_beat_that_it_saw(fixture: Arc<dyn Fixture>) {
     let ledger = fixture.ledger().await;
     let id = open(&ledger, "one").await;
-    accepted(ledger.beat(&id).await.unwrap());
-    accepted(ledger.beat(&id).await.unwrap());
+    accepted(ledger.beat(&id, Millis(5)).await.unwrap());
+    accepted(ledger.beat(&id, Millis(5)).await.unwrap());
     for stale in [0, 1, 3] {
         let found = refused(ledger.declare_dead(&id, Some(stale)).await.unwrap()).unwrap();
         assert_eq!((found.beat, found.state), (2, SessionState::Live));
     }
     let dead = accepted(ledger.declare_dead(&id, Some(2)).await.unwrap());
-    assert_eq!(dead, Session { state: SessionState::Dead, beat: 2, ..session("one") });
+    assert_eq!(dead, Session { state: SessionState::Dead, beat: 2, beat_at: Millis(5), ..session("one") });
     assert_eq!(refused(ledger.declare_dead(&id, Some(2)).await.unwrap()), Some(dead), "once");
     let absent = SessionId::from_stored("absent");
     assert_eq!(refused(ledger.declare_dead(&absent, Some(0)).await.unwrap()), None);
@@ -119,7 +123,7 @@ async fn an_owner_without_item_gets_a_dead_one(fixture: Arc<dyn Fixture>) {
     let id = SessionId::from_stored("lost");
     let dead = accepted(ledger.declare_dead(&id, None).await.unwrap());
     assert_eq!((&dead.id, dead.state), (&id, SessionState::Dead));
-    assert_eq!(refused(ledger.beat(&id).await.unwrap()), Some(dead.clone()), "it stays out");
+    assert_eq!(refused(ledger.beat(&id, Millis(5)).await.unwrap()), Some(dead.clone()), "it stays out");
     assert_eq!(refused(ledger.open_session(&session("lost")).await.unwrap()), Some(dead.clone()));
     assert_eq!(refused(ledger.declare_dead(&id, None).await.unwrap()), Some(dead));
 
@@ -135,8 +139,8 @@ async fn a_nudge_reaches_who_is_there(fixture: Arc<dyn Fixture>) {
         ledger.nudge(&id, about).await.unwrap();
     }
     assert_eq!(
-        accepted(ledger.beat(&id).await.unwrap()),
-        Session { beat: 1, inbox: 2, parked_inbox: 1, ..session("one") }
+        accepted(ledger.beat(&id, Millis(5)).await.unwrap()),
+        Session { beat: 1, inbox: 2, parked_inbox: 1, beat_at: Millis(5), ..session("one") }
     );
     ledger.nudge(&SessionId::from_stored("absent"), Nudge::Leases).await.unwrap();
     assert_eq!(ledger.sessions().await.unwrap().len(), 1, "a nudge makes no session");
@@ -171,7 +175,7 @@ async fn beats_and_a_death_at_the_same_time(fixture: Arc<dyn Fixture>) {
     let mut beats = JoinSet::new();
     for _ in 0..16 {
         let (ledger, id) = (ledger.clone(), id.clone());
-        beats.spawn(async move { accepted(ledger.beat(&id).await.unwrap()).beat });
+        beats.spawn(async move { accepted(ledger.beat(&id, Millis(5)).await.unwrap()).beat });
     }
     let mut counted = beats.join_all().await;
     counted.sort_unstable();
@@ -183,7 +187,7 @@ async fn beats_and_a_death_at_the_same_time(fixture: Arc<dyn Fixture>) {
         race.spawn(async move {
             match observer {
                 0..8 => matches!(ledger.declare_dead(&id, Some(16)).await.unwrap(), Answer::Accepted(_)),
-                _ => ledger.beat(&id).await.map(|_| false).unwrap(),
+                _ => ledger.beat(&id, Millis(5)).await.map(|_| false).unwrap(),
             }
         });
     }

@@ -340,8 +340,8 @@ impl Ledger for FarLedger {
     fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>> {
         far!(self, open_session(session: session.clone() => &session))
     }
-    fn beat<'a>(&'a self, id: &'a SessionId) -> Out<'a, Answer<Session>> {
-        far!(self, beat(id: id.clone() => &id))
+    fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
+        far!(self, beat(id: id.clone() => &id, at: at => at))
     }
     fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>> {
         far!(self, set_state(id: id.clone() => &id, state: state => state))
@@ -397,10 +397,11 @@ impl Ledger for FarLedger {
         incarnation: &'a Incarnation,
         me: &'a SessionId,
         seen: Option<&'a Lease>,
+        at: Millis,
     ) -> Out<'a, Answer<Lease>> {
         far!(self, claim(
             shard: shard.clone() => &shard, incarnation: incarnation.clone() => &incarnation, me: me.clone() => &me,
-            seen: seen.cloned() => seen.as_ref()
+            seen: seen.cloned() => seen.as_ref(), at: at => at
         ))
     }
     fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {

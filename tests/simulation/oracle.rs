@@ -300,9 +300,9 @@ impl Ledger for Oracle {
     fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>> {
         self.inner.open_session(session)
     }
-    fn beat<'a>(&'a self, id: &'a SessionId) -> Out<'a, Answer<Session>> {
+    fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
         Box::pin(async move {
-            let answer = self.inner.beat(id).await?;
+            let answer = self.inner.beat(id, at).await?;
             if matches!(answer, Answer::Accepted(_)) && self.facts.lock().unwrap().dead.contains(id) {
                 self.violated(format!("I8: the dead session {id} beats"));
             }
@@ -380,9 +380,10 @@ impl Ledger for Oracle {
         incarnation: &'a Incarnation,
         me: &'a SessionId,
         seen: Option<&'a Lease>,
+        at: Millis,
     ) -> Out<'a, Answer<Lease>> {
         Box::pin(async move {
-            let answer = self.inner.claim(shard, incarnation, me, seen).await?;
+            let answer = self.inner.claim(shard, incarnation, me, seen, at).await?;
             if let Answer::Accepted(lease) = &answer {
                 self.claimed(shard, me, lease);
             }

@@ -161,7 +161,7 @@ async fn handled(shards: u32) -> anyhow::Result<Vec<Figure>> {
     }
     let read = sum(&counting.take()?, |table| table.ends_with(".log")).read;
     let cells = count(SEGMENTS * BATCH_MAX * shards as usize);
-    Ok(vec![Figure::of("handling a cell of a full segment", read / cells, "read units")])
+    Ok(vec![Figure::of("reading a cell of a full segment", read / cells, "read units")])
 }
 
 /// A cell a second in each shard.

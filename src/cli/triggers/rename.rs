@@ -49,7 +49,7 @@ pub(super) async fn rename(context: &mut Context, old: &Name, new: &Name) -> any
     };
     // A hint: the workers say so to whoever reads their logs.
     let _ = nudge_all(ledger.as_ref()).await;
-    print(context, &[record])?;
+    print(context, &record)?;
     if open.config.triggers.contains_key(old) {
         let file = open.config.file.display();
         say(format_args!("{file} says {old}, which still means this trigger: rename it there too"));

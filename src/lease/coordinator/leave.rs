@@ -13,6 +13,9 @@ use crate::{
 use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 
+/// How long hand-overs are gathered before they are told: shards end one after the other.
+const GATHERED: Duration = Duration::from_secs(1);
+
 impl Tenure<'_> {
     /// Says that this worker leaves.
     pub(super) async fn drain(&mut self) {
@@ -50,7 +53,7 @@ impl Tenure<'_> {
 
     pub(super) async fn on_ended(&mut self, all: Vec<EndedShard>) {
         let mut nudged = BTreeSet::new();
-        let mut moves = Moves::default();
+        let mut lost = Moves::default();
         for (shard, epoch, ended) in all {
             if self.held.get(&shard).is_none_or(|held| held.grant.lease.epoch != epoch) {
                 continue;
@@ -65,8 +68,10 @@ impl Tenure<'_> {
                     let next = self.wanted_owner(&shard).filter(|owner| **owner != self.me);
                     let leaving = self.draining.is_some();
                     let reason = if leaving { "this worker leaves" } else { "the assignment gives them to another" };
-                    moves.note(Move::HandedOver, reason, next, &shard);
                     nudged.extend(next.cloned());
+                    let next = next.cloned();
+                    self.handed_over.note(Move::HandedOver, reason, next.as_ref(), &shard);
+                    self.tell_at.get_or_insert(Instant::now() + GATHERED);
                 }
                 Ended::Lost => {
                     self.resting.insert(shard.clone(), Instant::now() + REST_LOST);
@@ -74,15 +79,21 @@ impl Tenure<'_> {
                     if let Ok(lease) = self.home.ledger.lease(&shard).await {
                         lease.into_iter().for_each(|lease| self.know(lease));
                     }
-                    moves.note(Move::Lost, "the lease is no longer this worker's", self.owner(&shard), &shard);
+                    lost.note(Move::Lost, "the lease is no longer this worker's", self.owner(&shard), &shard);
                 }
             }
         }
-        moves.tell();
+        lost.tell();
         for owner in nudged {
             // A hint; the owner finds the shard by itself a little later.
             let _ = self.home.ledger.nudge(&owner, Nudge::Leases).await;
         }
+    }
+
+    /// Tells what was handed over in the last moments.
+    pub(super) fn tell_handed_over(&mut self) {
+        self.tell_at = None;
+        std::mem::take(&mut self.handed_over).tell();
     }
 
     /// Removes this session from leases that name it, that it does not hold, and that it does not want: an answer was lost.

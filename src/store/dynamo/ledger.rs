@@ -7,8 +7,8 @@ use super::items::{self, Impossible, Item, n, s};
 use super::log::{PAGES_MAX, QUERY_LIMIT, endless, follow, unbuilt};
 use super::tables::GroupTables;
 use crate::cell::{
-    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Nudge, Out,
-    Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord, Written,
+    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis, Name, Nudge,
+    Out, Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord, Written,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -286,8 +286,13 @@ impl Ledger for DynamoLedger {
         Box::pin(self.put_if_absent(items::session_item(session), session.clone(), items::session))
     }
 
-    fn beat<'a>(&'a self, id: &'a SessionId) -> Out<'a, Answer<Session>> {
-        let mut change = Self::living(id).name("#beat", "beat").value(":one", n(1));
+    fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
+        let mut change = Self::living(id)
+            .name("#beat", "beat")
+            .name("#at", "beat_at")
+            .value(":one", n(1))
+            .value(":at", n(at))
+            .set("#at = :at");
         change.add = Some("#beat :one");
         Box::pin(self.update(change, items::session))
     }
@@ -395,6 +400,7 @@ impl Ledger for DynamoLedger {
         incarnation: &'a Incarnation,
         me: &'a SessionId,
         seen: Option<&'a Lease>,
+        at: Millis,
     ) -> Out<'a, Answer<Lease>> {
         let Some(seen) = seen else {
             let lease = Lease {
@@ -403,6 +409,7 @@ impl Ledger for DynamoLedger {
                 owner: Some(me.clone()),
                 epoch: Epoch(1),
                 seq: 0,
+                claimed_at: at,
                 checkpoints: BTreeMap::new(),
             };
             return Box::pin(self.put_if_absent(items::lease_item(&lease), lease, items::lease));
@@ -414,8 +421,10 @@ impl Ledger for DynamoLedger {
             .value(":me", s(me.as_str()))
             .value(":seen", n(seen.epoch))
             .value(":next", n(seen.epoch.0 + 1))
+            .name("#at", "claimed_at")
             .value(":none", n(0))
-            .set("#owner = :me, #epoch = :next, #seq = :none")
+            .value(":at", n(at))
+            .set("#owner = :me, #epoch = :next, #seq = :none, #at = :at")
             .on("#epoch = :seen");
         let change = match &seen.owner {
             Some(owner) => change.value(":owner", s(owner.as_str())).on("#owner = :owner"),

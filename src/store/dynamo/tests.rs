@@ -142,7 +142,7 @@ async fn impossible_records_are_undecodable_for_every_reader() {
     undecodable("lease", ledger.lease(&at).await);
     undecodable("leases", ledger.leases(&trips()).await);
     undecodable("parked", ledger.parked(&lane, AddedId(0), 9).await);
-    undecodable("beat", ledger.beat(&SessionId::from_stored("me")).await);
+    undecodable("beat", ledger.beat(&SessionId::from_stored("me"), Millis(5)).await);
 
     // A write that was applied must not be taken for one that was not.
     let mut half = items::lease_key(&at);
@@ -156,6 +156,7 @@ async fn impossible_records_are_undecodable_for_every_reader() {
         owner: None,
         epoch: Epoch(1),
         seq: 0,
+        claimed_at: Millis(7),
         checkpoints: Default::default(),
     };
     let error = ledger.operate(&seen, &TriggerId::from_stored("t"), &Default::default()).await.unwrap_err();
@@ -227,7 +228,7 @@ async fn bad_answers_say_what_follows_from_them() {
 async fn every_request_ends_in_time() {
     let began = tokio::time::Instant::now();
     let ledger = Fault::Silent.ledger();
-    assert_eq!(ledger.beat(&SessionId::from_stored("me")).await.unwrap_err().kind, ErrorKind::Unanswered);
+    assert_eq!(ledger.beat(&SessionId::from_stored("me"), Millis(5)).await.unwrap_err().kind, ErrorKind::Unanswered);
     assert_eq!(began.elapsed().as_secs(), 2, "one attempt: nothing is repeated behind our back");
 }
 
@@ -293,5 +294,5 @@ async fn a_lease_that_is_held_by_a_transaction_is_no_refusal() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_heartbeat_brings_the_session() {
     let refused = Fault::error("ConditionalCheckFailedException").ledger();
-    assert_eq!(refused.beat(&SessionId::from_stored("me")).await.unwrap(), Answer::Refused(None));
+    assert_eq!(refused.beat(&SessionId::from_stored("me"), Millis(5)).await.unwrap(), Answer::Refused(None));
 }

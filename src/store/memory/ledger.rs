@@ -1,8 +1,8 @@
 //! One group in memory.
 
 use crate::cell::{
-    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Name, Nudge, Out,
-    Parked, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState, Written,
+    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis, Name, Nudge,
+    Out, Parked, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState, Written,
 };
 use std::{
     collections::BTreeMap,
@@ -132,8 +132,12 @@ impl Ledger for MemoryLedger {
         })
     }
 
-    fn beat<'a>(&'a self, id: &'a SessionId) -> Out<'a, Answer<Session>> {
-        ready(self.tables().session(id, |s| s.state != SessionState::Dead, |s| s.beat += 1))
+    fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
+        let beats = |session: &mut Session| {
+            session.beat += 1;
+            session.beat_at = at;
+        };
+        ready(self.tables().session(id, |s| s.state != SessionState::Dead, beats))
     }
 
     fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>> {
@@ -253,6 +257,7 @@ impl Ledger for MemoryLedger {
         incarnation: &'a Incarnation,
         me: &'a SessionId,
         seen: Option<&'a Lease>,
+        at: Millis,
     ) -> Out<'a, Answer<Lease>> {
         let mut tables = self.tables();
         let stored = tables.leases.get(shard);
@@ -268,11 +273,13 @@ impl Ledger for MemoryLedger {
             owner: None,
             epoch: Epoch(0),
             seq: 0,
+            claimed_at: at,
             checkpoints: BTreeMap::new(),
         });
         lease.owner = Some(me.clone());
         lease.epoch = Epoch(lease.epoch.0 + 1);
         lease.seq = 0;
+        lease.claimed_at = at;
         tables.leases.insert(shard.clone(), lease.clone());
         ready(Answer::Accepted(lease))
     }

@@ -59,6 +59,7 @@ pub(crate) fn session_item(session: &Session) -> Item {
         ("version", s(&*session.version)),
         ("length_ms", n(session.length.as_millis())),
         ("started_at", n(session.started_at)),
+        ("beat_at", n(session.beat_at)),
     ]));
     if !session.sources.is_empty() {
         // There is no empty set.
@@ -94,6 +95,7 @@ pub(crate) fn session(stored: Item) -> Decoded<Session> {
         version: fields.text("version")?,
         length: Duration::from_millis(fields.number("length_ms")?),
         started_at: Millis(fields.number("started_at")?),
+        beat_at: Millis(fields.number("beat_at")?),
         sources: fields.names("sources")?,
     })
 }
@@ -258,6 +260,7 @@ pub(crate) fn lease_item(lease: &Lease) -> Item {
         ("incarnation", s(lease.incarnation.as_str())),
         ("epoch", n(lease.epoch)),
         ("seq", n(lease.seq)),
+        ("claimed_at", n(lease.claimed_at)),
         ("checkpoints", AttributeValue::M(checkpoints.collect())),
     ]));
     if let Some(owner) = &lease.owner {
@@ -324,6 +327,7 @@ pub(crate) fn lease(stored: Item) -> Decoded<Lease> {
         owner: owner.map(|owner| SessionId::from_stored(&owner)),
         epoch,
         seq: fields.number("seq")?,
+        claimed_at: Millis(fields.number("claimed_at")?),
         checkpoints: map,
     })
 }
@@ -349,6 +353,7 @@ mod tests {
             length: Duration::from_millis(10_001),
             sources: BTreeSet::from([Name::new("rides").unwrap(), Name::new("trips").unwrap()]),
             started_at: Millis(99),
+            beat_at: Millis(100),
         }
     }
 
@@ -444,6 +449,7 @@ mod tests {
             owner: owner.map(SessionId::from_stored),
             epoch: Epoch(8),
             seq: 12,
+            claimed_at: Millis(7),
             checkpoints: checkpoints.into_iter().collect(),
         }
     }
