@@ -158,7 +158,7 @@ impl Observer {
             let at_work = active.iter().find(|trigger| trigger.name == *name);
             let breaker = at_work.and_then(|trigger| trigger.breaker.as_ref());
             let missing = missing.contains(name);
-            let paused = view.triggers.iter().any(|record| record.goes_by(name) && pause(record).is_some());
+            let paused = is_paused(&view, name);
             TriggerNow {
                 name: name.to_string(),
                 lag_cells: count(sum.lag),
@@ -225,7 +225,8 @@ impl Observer {
         live(self.eyes().turned.elapsed(), &self.watch.stuck())
     }
 
-    /// Ready: in the group, at work on every shard that it should hold, none of them stopped, no trigger missing for long.
+    /// Ready: in the group, sure of its session, at work on every shard that it should hold, none of them stopped, no trigger
+    /// missing for long.
     pub(super) fn readiness(&self) -> Health {
         let view = self.watch.view.borrow().clone();
         let now = Instant::now();
@@ -237,17 +238,19 @@ impl Observer {
                 if let Some(reason) = &standing.stopped {
                     stopped.insert(shard.to_string(), reason.clone());
                 }
-                if let Some(reason) = &standing.paused {
+                if let Some(reason) = standing.paused.as_ref().filter(|_| !is_paused(&view, name)) {
                     paused.insert(format!("{name} on {shard}"), reason.clone());
                 }
             }
         });
         let held = view.grants.len();
-        let good = view.counted && held >= view.wanted && stopped.is_empty() && missing.is_empty();
+        let margin = self.watch.fence.margin();
+        let at_work = view.counted && !margin.is_zero() && held >= view.wanted;
+        let good = at_work && stopped.is_empty() && missing.is_empty();
         let details = json!({
             "ready": good,
             "session": view.session.as_ref().map(ToString::to_string),
-            "heartbeat_margin_seconds": self.watch.fence.margin().as_secs_f64(),
+            "heartbeat_margin_seconds": margin.as_secs_f64(),
             "workers": view.workers,
             "shards_held": held,
             "shards_wanted": view.wanted,
@@ -329,6 +332,11 @@ fn pause(record: &TriggerRecord) -> Option<(String, String)> {
         TriggerState::Paused { reason } => Some((record.name.to_string(), reason.clone())),
         TriggerState::Active | TriggerState::Retired => None,
     }
+}
+
+/// Whether all of a trigger is paused, whichever of its names this is.
+fn is_paused(view: &View, name: &Name) -> bool {
+    view.triggers.iter().any(|record| record.goes_by(name) && pause(record).is_some())
 }
 
 fn told((shard, reason): (&ShardRef, &String)) -> (String, String) {

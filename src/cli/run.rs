@@ -210,6 +210,7 @@ fn reload(
     let other = before.changed_beside_triggers(&fresh);
     if !other.is_empty() {
         tracing::warn!(
+            signal = "SIGHUP",
             tables = other.join(", "),
             "these changed too and take a restart; only the triggers are reloaded"
         );

@@ -236,6 +236,36 @@ async fn too_many_dead_cells_pause_the_shard_until_the_trigger_is_resumed() {
     assert_eq!(bench.write().0.dead, 0, "counted anew");
 }
 
+/// What was finished last is not what is unfinished, however long it is ago.
+#[tokio::test(start_paused = true)]
+async fn the_oldest_unfinished_cell_is_none_that_is_finished() {
+    let mut bench = Bench::new(|config| config.window.cells = 4);
+    let first = bench.now.wall;
+    bench.admit(&["a", "b"]);
+    assert_eq!(bench.cursor.oldest(), Some(first));
+    bench.ids();
+    bench.write();
+    assert_eq!(bench.cursor.oldest(), None, "all is finished");
+    bench.later(Duration::from_secs(100));
+    let paused = TriggerRecord { state: TriggerState::Paused { reason: "why".into() }, ..bench.record.clone() };
+    bench.cursor.follow(&paused);
+    // A paused trigger reads nothing of what comes next, but learns how old it is.
+    assert_eq!(bench.cursor.is_curious(AddedId(2)), None, "there is nothing");
+    assert_eq!(bench.cursor.is_curious(AddedId(3)), Some(AddedId(2)));
+    let second = bench.now.wall;
+    bench.cursor.learn_nothing(bench.now);
+    assert_eq!(bench.cursor.oldest(), Some(second));
+    bench.later(Duration::from_secs(100));
+    assert_eq!(bench.cursor.is_curious(AddedId(3)), None, "learned once");
+    assert_eq!(bench.cursor.oldest(), Some(second));
+    bench.record.revision += 1;
+    bench.cursor.follow(&bench.record.clone());
+    bench.admit(&["a"]);
+    assert_eq!(bench.ids(), [3]);
+    bench.write();
+    assert_eq!(bench.cursor.oldest(), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cell_that_was_interrupted_twice_comes_alone() {
     let mut bench = Bench::new(|config| config.batch = 3);

@@ -10,6 +10,9 @@ use std::{borrow::Cow, time::Duration};
 const PROTOCOL: u32 = 1;
 /// Longest time that an answer may ask for: 365 days, in milliseconds.
 const AFTER_MAX: u64 = 365 * 86_400_000;
+/// Bytes of an unknown name that are told, and of what the parser says, which quotes names. The child may have put a body there.
+const NAME_MAX: usize = 40;
+const COMPLAINT_MAX: usize = 200;
 /// Longest error that is kept of an answer, in bytes.
 pub(super) const ERROR_MAX: usize = 4096;
 /// Most calls in a child; a child that wants more gets these.
@@ -105,7 +108,8 @@ pub(super) fn answer(line: &[u8]) -> Result<(Cow<'_, str>, Verdict), Misspoken<'
         Misspoken { id, reason }
     };
     // A key that is given twice is an error too: serde refuses it.
-    let answer: Answer<'_> = serde_json::from_slice(line).map_err(|error| misspoken(error.to_string()))?;
+    let answer: Answer<'_> = serde_json::from_slice(line)
+        .map_err(|error| misspoken(super::lines::excerpt(error.to_string().as_bytes(), COMPLAINT_MAX)))?;
     match verdict(answer) {
         Ok(read) => Ok(read),
         Err(reason) => Err(misspoken(reason)),
@@ -131,7 +135,10 @@ fn verdict(answer: Answer<'_>) -> Result<(Cow<'_, str>, Verdict), String> {
         "pause" => Verdict::Pause { error: error()? },
         _ => {
             let known = "done, failed, snooze, drop, dead_letter, pause";
-            return Err(format!("unknown verdict {name:?}; it is one of {known}"));
+            return Err(format!(
+                "unknown verdict {:?}; it is one of {known}",
+                super::lines::excerpt(name.as_bytes(), NAME_MAX)
+            ));
         }
     };
     match given.iter().find(|(_, given, goes_with)| *given && !goes_with.contains(&&*name)) {
@@ -219,6 +226,15 @@ mod tests {
         }
         // Some encoders escape the slash.
         assert_eq!(answer(br#"{"id": "a\/b", "verdict": "drop"}"#), Ok(("a/b".into(), Verdict::Drop)));
+    }
+
+    #[test]
+    fn little_of_a_long_name_is_told() {
+        for line in [r#"{"id": "i", "verdict": "LONG"}"#, r#"{"id": "i", "verdict": "done", "LONG": 1}"#] {
+            let line = line.replace("LONG", &"secret ".repeat(10_000));
+            let reason = answer(line.as_bytes()).unwrap_err().reason;
+            assert!(reason.contains("secret") && reason.len() < 300, "{reason}");
+        }
     }
 
     #[test]

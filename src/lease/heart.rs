@@ -35,7 +35,8 @@ pub(super) async fn beat(
     loop {
         tokio::time::sleep_until(next).await;
         if pulse.borrow().failures > 0 && !fence.is_safe() && !std::mem::replace(&mut lapsed, true) {
-            tracing::error!(session = %id, "no heartbeat was accepted for too long: nothing is called or written until one is");
+            let begins = true;
+            tracing::error!(session = %id, begins, "no heartbeat was accepted for too long: nothing is called or written until one is");
         }
         let (sent, sent_at) = (clock::boot(), Instant::now());
         let answer = tokio::time::timeout(config.heartbeat, ledger.beat(&id, clock::wall())).await;

@@ -2,8 +2,8 @@
 //!
 //! One place for all loops of the process: a filter of the log. Two warnings or errors are the same when they come from the
 //! same line of the code and say the same, but for the fields that tell where and how often. The first is told at once,
-//! those that follow are counted, and the count is told once a minute for as long as they come. Lines about a single
-//! cell, which have a field `row`, and answers to a signal are never held back.
+//! those that follow are counted, and the count is told once a minute for as long as they come. Some lines
+//! are never held back: see [`ALWAYS`].
 
 use std::{
     collections::HashMap,
@@ -27,8 +27,9 @@ const REMEMBERED: usize = 512;
 const COMPARED: usize = 1000;
 /// Fields in which the same error may differ.
 const WHERE: [&str; 8] = ["shard", "added_id", "attempts", "failures", "tries", "rest", "margin", "waited"];
-/// Lines with one of these fields are about one cell, answer a signal, or tell the count of others: they are never held back.
-const ALWAYS: [&str; 3] = ["row", "signal", "repeated"];
+/// Lines with one of these fields are about one cell, answer a signal, tell the count of others, or tell of something that
+/// begins, whose end is told too: they are never held back.
+const ALWAYS: [&str; 4] = ["row", "signal", "repeated", "begins"];
 
 /// The errors of this process.
 static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);
@@ -167,8 +168,9 @@ mod tests {
         fails(7, "denied");
         (0..3).for_each(|_| tracing::info!("not an error"));
         (0..2).for_each(|_| tracing::warn!(row = "a", "about a cell"));
+        (0..2).for_each(|_| tracing::error!(begins = true, "nothing is called"));
         let told = lines();
-        assert_eq!(told.len(), 2 + 3 + 2, "{told:#?}");
+        assert_eq!(told.len(), 2 + 3 + 2 + 2, "{told:#?}");
         assert!(told[0].contains("cannot read the leases") && told[0].contains("timeout"), "{told:#?}");
         assert!(told[1].contains("denied"), "{told:#?}");
 

@@ -1,6 +1,7 @@
 //! What a worker shows: metrics, health pages, and the alert rules over them.
 
 use super::home::*;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -207,6 +208,21 @@ fn the_health_pages_have_the_documented_keys() {
     assert_eq!((&ready["shards_held"], &ready["shards_wanted"], &ready["workers"]), (&json!(4), &json!(4), &json!(1)));
     let (_, live) = page(&worker, "/livez");
     assert!(live["live"] == true && live["turned_seconds_ago"].as_f64().unwrap() < 10.0, "{live}");
+}
+
+/// Who cannot be sure of its session calls nobody, and says so.
+#[test]
+fn a_worker_without_heartbeats_is_not_ready() {
+    let home = Home::with_trigger(LOG);
+    let worker = home.worker();
+    until(|| page(&worker, "/readyz").0).unwrap_or_else(|| panic!("{:?}", page(&worker, "/readyz")));
+    let lock = fs::File::options().read(true).write(true).open(home.path("config/cellhook.db.lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let refused = || Some(page(&worker, "/readyz").1).filter(|told| told["ready"] == false);
+    until(|| refused().is_some_and(|told| told["heartbeat_margin_seconds"] == 0.0 && told["shards_held"] == 4))
+        .unwrap_or_else(|| panic!("{:?}", page(&worker, "/readyz")));
+    drop(lock);
+    until(|| page(&worker, "/readyz").0).unwrap_or_else(|| panic!("{:?}", page(&worker, "/readyz")));
 }
 
 /// Each rule fires when it should and does not when it should not, and names a paragraph that is there.

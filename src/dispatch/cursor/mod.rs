@@ -220,7 +220,12 @@ impl Cursor {
     /// `created_at` of the oldest cell that is not finished, as far as it was read.
     #[must_use]
     pub fn oldest(&self) -> Option<Millis> {
-        let next = self.window.low().next();
+        let low = self.window.low();
+        if low >= self.at {
+            // All that was read is finished: what counts is what was learned of what comes next.
+            return self.times.back().filter(|(first, _)| *first > low).map(|(_, created_at)| *created_at);
+        }
+        let next = low.next();
         let place = self.times.partition_point(|(first, _)| *first <= next);
         self.times.get(place.saturating_sub(1)).map(|(_, created_at)| *created_at)
     }
@@ -277,22 +282,25 @@ impl Cursor {
     /// Where it wants to read, if only to know how old the first unfinished cell is.
     #[must_use]
     pub fn is_curious(&self, tip: AddedId) -> Option<AddedId> {
-        self.wants().or_else(|| (self.times.is_empty() && self.at < tip).then_some(self.at))
+        self.wants().or_else(|| (self.at < tip && self.oldest().is_none()).then_some(self.at))
     }
 
     /// What comes next, whether there is room for it or not.
     pub fn learn(&mut self, next: &[Cell]) {
-        if self.times.is_empty()
-            && let Some(cell) = next.iter().find(|cell| cell.added_id > self.at)
-        {
-            self.times.push_back((cell.added_id, cell.created_at));
+        if let Some(cell) = next.iter().find(|cell| cell.added_id > self.at) {
+            self.comes_next(cell.added_id, cell.created_at);
         }
     }
 
     /// What comes next says nothing of a time.
     pub fn learn_nothing(&mut self, now: Now) {
-        if self.times.is_empty() {
-            self.times.push_back((self.at.next(), now.wall));
+        self.comes_next(self.at.next(), now.wall);
+    }
+
+    fn comes_next(&mut self, first: AddedId, created_at: Millis) {
+        if self.oldest().is_none() {
+            self.times.clear();
+            self.times.push_back((first, created_at));
         }
     }
 

@@ -1,7 +1,8 @@
 //! Counts every request of the SDK in one place: how it ended, how long it took, and what it consumed.
 //!
 //! An interceptor of the clients, so that no request can be forgotten. It asks for the consumed units where an operation
-//! has such, and reads them from the answer. Operations that are about no items are counted by their name alone.
+//! has such, and reads them from the answer. Operations about a resource
+//! that is no table are counted by their name alone.
 
 use super::failure::kind_of_code;
 use crate::{
@@ -147,16 +148,25 @@ fn first_read(actions: &Option<Vec<TransactGetItem>>) -> Option<String> {
     actions.as_ref()?.first()?.get.as_ref().map(|get| get.table_name.clone())
 }
 
-/// The operations on items: their types, whether they write, where their table stands, and what a partial answer is.
+/// The operations on items: their types, whether they write, where their table stands, and what a partial answer is. And those
+/// on tables, which consume nothing.
 macro_rules! operations {
-    ($($module:ident($in:ident, $out:ident, $error:ident) $writes:literal, |$i:ident| $table:expr, |$o:ident| $part:expr;)*) => {
+    (
+        items {
+            $($module:ident($in:ident, $out:ident, $error:ident) $writes:literal, |$i:ident| $table:expr, |$o:ident| $part:expr;)*
+        }
+        tables { $($of_table:ident($table_in:ident, $table_error:ident);)* }
+    ) => {
         /// Asks for the consumed units, and gives the table.
         fn ask(input: &mut Input) -> Option<String> {
             $(if let Some($i) = input.downcast_mut::<op::$module::$in>() {
                 $i.return_consumed_capacity = Some(Total);
                 return $table;
             })*
-            input.downcast_ref::<op::create_table::CreateTableInput>().and_then(|create| create.table_name.clone())
+            $(if let Some(input) = input.downcast_ref::<op::$of_table::$table_in>() {
+                return input.table_name.clone();
+            })*
+            None
         }
 
         fn answered(output: &Output) -> Answered<'_> {
@@ -172,28 +182,40 @@ macro_rules! operations {
             $(if let Some(error) = error.downcast_ref::<op::$module::$error>() {
                 return error.code();
             })*
-            error.downcast_ref::<op::create_table::CreateTableError>().and_then(ProvideErrorMetadata::code)
+            $(if let Some(error) = error.downcast_ref::<op::$of_table::$table_error>() {
+                return error.code();
+            })*
+            None
         }
     };
 }
 
 operations! {
-    get_item(GetItemInput, GetItemOutput, GetItemError) false, |i| i.table_name.clone(), |_o| false;
-    query(QueryInput, QueryOutput, QueryError) false, |i| i.table_name.clone(), |_o| false;
-    update_item(UpdateItemInput, UpdateItemOutput, UpdateItemError) true, |i| i.table_name.clone(), |_o| false;
-    put_item(PutItemInput, PutItemOutput, PutItemError) true, |i| i.table_name.clone(), |_o| false;
-    delete_item(DeleteItemInput, DeleteItemOutput, DeleteItemError) true, |i| i.table_name.clone(), |_o| false;
-    scan(ScanInput, ScanOutput, ScanError) false, |i| i.table_name.clone(), |_o| false;
-    transact_write_items(TransactWriteItemsInput, TransactWriteItemsOutput, TransactWriteItemsError) true,
-        |i| first_write(&i.transact_items), |_o| false;
-    transact_get_items(TransactGetItemsInput, TransactGetItemsOutput, TransactGetItemsError) false,
-        |i| first_read(&i.transact_items), |_o| false;
-    // An answer that has some of the items may be full; one that has none while keys are left was cut short.
-    batch_get_item(BatchGetItemInput, BatchGetItemOutput, BatchGetItemError) false, |i| first_key(&i.request_items),
-        |o| o.responses().is_none_or(|tables| tables.values().all(Vec::is_empty))
-            && o.unprocessed_keys().is_some_and(|keys| !keys.is_empty());
-    batch_write_item(BatchWriteItemInput, BatchWriteItemOutput, BatchWriteItemError) true,
-        |i| first_key(&i.request_items), |o| o.unprocessed_items().is_some_and(|items| !items.is_empty());
+    items {
+        get_item(GetItemInput, GetItemOutput, GetItemError) false, |i| i.table_name.clone(), |_o| false;
+        query(QueryInput, QueryOutput, QueryError) false, |i| i.table_name.clone(), |_o| false;
+        update_item(UpdateItemInput, UpdateItemOutput, UpdateItemError) true, |i| i.table_name.clone(), |_o| false;
+        put_item(PutItemInput, PutItemOutput, PutItemError) true, |i| i.table_name.clone(), |_o| false;
+        delete_item(DeleteItemInput, DeleteItemOutput, DeleteItemError) true, |i| i.table_name.clone(), |_o| false;
+        scan(ScanInput, ScanOutput, ScanError) false, |i| i.table_name.clone(), |_o| false;
+        transact_write_items(TransactWriteItemsInput, TransactWriteItemsOutput, TransactWriteItemsError) true,
+            |i| first_write(&i.transact_items), |_o| false;
+        transact_get_items(TransactGetItemsInput, TransactGetItemsOutput, TransactGetItemsError) false,
+            |i| first_read(&i.transact_items), |_o| false;
+        // An answer that has some of the items may be full; one that has none while keys are left was cut short.
+        batch_get_item(BatchGetItemInput, BatchGetItemOutput, BatchGetItemError) false, |i| first_key(&i.request_items),
+            |o| o.responses().is_none_or(|tables| tables.values().all(Vec::is_empty))
+                && o.unprocessed_keys().is_some_and(|keys| !keys.is_empty());
+        batch_write_item(BatchWriteItemInput, BatchWriteItemOutput, BatchWriteItemError) true,
+            |i| first_key(&i.request_items), |o| o.unprocessed_items().is_some_and(|items| !items.is_empty());
+    }
+    tables {
+        create_table(CreateTableInput, CreateTableError);
+        describe_table(DescribeTableInput, DescribeTableError);
+        update_table(UpdateTableInput, UpdateTableError);
+        describe_continuous_backups(DescribeContinuousBackupsInput, DescribeContinuousBackupsError);
+        update_continuous_backups(UpdateContinuousBackupsInput, UpdateContinuousBackupsError);
+    }
 }
 
 /// One report or several, as the operation has it.
@@ -230,6 +252,7 @@ fn failed(error: &OrchestratorError<Error>) -> (&'static str, bool) {
         () if codes.iter().any(refused) => "refused",
         () if throttled => "throttled",
         () if is(ErrorKind::Conflict) => "conflict",
+        () if is(ErrorKind::MissingTable) => "missing",
         () => "failed",
     };
     (outcome, throttled)
@@ -345,5 +368,11 @@ mod tests {
         faults.next("TransactWriteItems", Fault::canceled(&["TransactionConflict", "None", "None"]));
         cells.put(vec![cell("b", 1)]).await[0].as_ref().unwrap();
         assert_eq!((writes("ok"), writes("conflict")), (2, 1));
+
+        // Requests about tables bear their names too.
+        store.init_datastore(&NewDatastore { name: name.clone(), shards: 1 }).await.unwrap();
+        assert!(requests(table, "DescribeTable", "ok") > 0);
+        assert!(store.datastore(&Name::new("absent").unwrap(), None).await.is_err());
+        assert_eq!(requests("absent.tips", "GetItem", "missing"), 1);
     }
 }
