@@ -31,10 +31,16 @@ cellhook check >/dev/null 2>&1 || fail "the installed config is not good"
 for file in /lib/systemd/system/cellhook.service /etc/cellhook/cellhook.toml /usr/share/man/man1/cellhook-put.1.gz \
     /usr/share/bash-completion/completions/cellhook /usr/share/zsh/vendor-completions/_cellhook \
     /usr/share/fish/vendor_completions.d/cellhook.fish /usr/share/cellhook/alerts.yml /usr/share/doc/cellhook/copyright \
-    /usr/share/doc/cellhook/LICENSE-APACHE /usr/share/doc/cellhook/install.md /usr/share/doc/cellhook/examples/cellhook.toml \
+    /usr/share/doc/cellhook/docs/install.md /usr/share/doc/cellhook/config/cellhook.toml \
     /usr/share/doc/cellhook/examples/aws-credentials.conf; do
     [ -s "$file" ] || fail "$file is missing"
 done
+# The papers find each other, and all else that they link to.
+(cd /usr/share/doc/cellhook && grep -oE '\]\([^)#:]+' README.md CHANGELOG.md docs/*.md | grep -v ':](http' | sort -u) >/tmp/links
+[ "$(wc -l </tmp/links)" -gt 15 ] || fail "the papers have no links: $(cat /tmp/links)"
+while IFS=: read -r paper link; do
+    [ -s "/usr/share/doc/cellhook/$(dirname "$paper")/${link#??}" ] || fail "$paper links to ${link#??}, which is missing"
+done </tmp/links
 systemd-analyze verify --man=no /lib/systemd/system/cellhook.service >/tmp/log 2>&1 || fail "$(cat /tmp/log)"
 [ ! -s /tmp/log ] || fail "$(cat /tmp/log)"
 [ "$(stat -c '%U %a' /var/lib/cellhook)" = "cellhook 700" ] || fail "the state directory is not the user's own"
