@@ -11,7 +11,7 @@ use std::{
 
 /// Little of everything, in a directory.
 fn small<'a>(dir: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
-    let little = ["bench", "--json", "--cells", "2000", "--shards", "4", "--many", "16", "--trials", "2", "--dir"];
+    let little = ["bench", "--json", "--cells", "2000", "--shards", "6", "--many", "16", "--trials", "2", "--dir"];
     [&little[..], &[dir.to_str().unwrap()], more].concat()
 }
 
@@ -107,7 +107,7 @@ fn units_are_counted_for_a_known_load() {
     // Sixteen buckets each two seconds, each half a unit, and the incarnation each minute.
     is("tips, 16 shards, one idle worker", "read units/min", 230.0, 260.0);
     // A write for each shard and interval of five seconds.
-    is("checkpoints, a cell a second in each of 4 shards", "write units/min", 60.0, 80.0);
+    is("checkpoints, a cell a second in each of 6 shards", "write units/min", 85.0, 110.0);
 }
 
 #[test]

@@ -189,8 +189,10 @@ fn the_objects_have_the_keys_that_are_written() {
     holds("triggers show", &["triggers", "show", "bill"]);
     holds("triggers pause --shard", &["triggers", "pause", "bill", "--shard", "0", "--reason", "x"]);
     holds("triggers pause --shard", &["triggers", "resume", "bill", "--shard", "0"]);
-    holds("triggers", &["triggers", "rename", "bill", "charge"]);
-    holds("triggers", &["triggers", "rename", "charge", "bill"]);
+    holds("rename", &["triggers", "rename", "bill", "charge"]);
+    holds("rename", &["triggers", "rename", "charge", "bill"]);
+    holds("pause", &["triggers", "pause", "bill", "--reason", "x"]);
+    holds("resume", &["triggers", "resume", "bill"]);
     holds("triggers retire", &["triggers", "retire", "charge", "--dry-run"]);
     holds("triggers retire", &["triggers", "retire", "bill", "--force", "--dry-run"]);
     holds("workers", &["workers"]);

@@ -51,6 +51,10 @@ impl Speeds {
 
 /// Workers that catch up; and processes that append, each to a datastore of its own or all to the same shards.
 pub(super) async fn share(place: &mut Place) -> anyhow::Result<Vec<Figure>> {
+    let shards = place.sizes.shards as usize;
+    // The plan only bounds what a worker has: of 4 shards two of them may have all.
+    let each_has_one = shards > (PROCESSES - 1) * shards.div_ceil(PROCESSES);
+    ensure!(each_has_one, "--shards {shards}: too few for {PROCESSES} workers to have one each; say 6 or more");
     let (one, all) = (catch_up(place, 1).await?, catch_up(place, PROCESSES).await?);
     let mut figures = Vec::from(beside("workers that catch up", &one, &all));
     let (alone, same) = ([new(place).await?], vec![new(place).await?; PROCESSES]);
