@@ -1,6 +1,6 @@
 //! `check`: proves a config.
 
-use super::{Context, exit::Done, output::say};
+use super::{Context, exit::Done};
 
 pub(super) fn check(context: &mut Context) -> anyhow::Result<Done> {
     let config = context.config()?;
@@ -10,12 +10,11 @@ pub(super) fn check(context: &mut Context) -> anyhow::Result<Done> {
     } else {
         context.output.text(effective.trim_end())?;
     }
-    context.output.flush()?;
-    say(format_args!("{} is good", config.file.display()));
+    context.output.say(format_args!("{} is good", config.file.display()));
     if config.datastores.is_empty() {
-        say("it has no [datastores]: there is nothing to put cells into");
+        context.output.say("it has no [datastores]: there is nothing to put cells into");
     } else if config.triggers.is_empty() {
-        say("it has no [triggers]: `cellhook run` would have nothing to do");
+        context.output.say("it has no [triggers]: `cellhook run` would have nothing to do");
     }
     Ok(Done::All)
 }

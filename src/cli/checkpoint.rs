@@ -5,7 +5,7 @@ use super::{
     exit::{Done, Usage},
     open::{Open, source, trigger},
     operate::{Next, Plan, Want, Work},
-    output::{confirm, plain, say},
+    output::{confirm, plain},
     shards::tips,
     standing::{checkpoint_of, number, pause},
     tail::{From, shards},
@@ -236,14 +236,14 @@ impl Work {
         let mut done = Done::All;
         for plan in &plans {
             if let Next::Refused(why) = &plan.next {
-                say(format_args!("shard {}: {why}", plan.shard));
+                context.output.say(format_args!("shard {}: {why}", plan.shard));
                 done = Done::Partly;
             }
         }
         match (changes, goes_on) {
-            (true, true) => say(self.what(&plans)),
-            (true, false) => say(format_args!("would be done: {}", self.what(&plans))),
-            (false, _) => say("nothing to change"),
+            (true, true) => context.output.say(self.what(&plans)),
+            (true, false) => context.output.say(format_args!("would be done: {}", self.what(&plans))),
+            (false, _) => context.output.say("nothing to change"),
         }
         Ok(done)
     }

@@ -4,7 +4,7 @@ use super::{
     Context,
     exit::{Absent, Done, Usage},
     open::{Open, nudge_owners},
-    output::{ERASED, confirm, plain, say},
+    output::{ERASED, confirm, plain},
 };
 use crate::{
     cell::{CellKey, Log, Name, ShardId, ShardRef, chain},
@@ -67,8 +67,8 @@ pub(super) async fn erase(context: &mut Context, args: Args) -> anyhow::Result<D
         let met = sweep(&open, log, &shard, &row, Mode::Look).await?;
         if dry_run {
             tell(context, &shard, &row, &met, None)?;
-            met.row.left.iter().for_each(|left| say(plain(left)));
-            say(format_args!("would be erased: {}", what(&row, &met)));
+            met.row.left.iter().for_each(|left| context.output.say(plain(left)));
+            context.output.say(format_args!("would be erased: {}", what(&row, &met)));
             return Ok(Done::All);
         }
         if met.is_anything() && !confirm(&format!("Erase {}, for ever?", what(&row, &met)))? {
@@ -79,8 +79,8 @@ pub(super) async fn erase(context: &mut Context, args: Args) -> anyhow::Result<D
     let met = met.context("stopped half-way; the same erase again goes on")?;
     let whole = met.row.left.is_empty();
     tell(context, &shard, &row, &met, Some(if whole { ERASED } else { "incomplete" }))?;
-    met.row.left.iter().for_each(|left| say(plain(left)));
-    say(format_args!("erased: {}", what(&row, &met)));
+    met.row.left.iter().for_each(|left| context.output.say(plain(left)));
+    context.output.say(format_args!("erased: {}", what(&row, &met)));
     anyhow::ensure!(whole, "not everything could be erased, see above; the same erase again goes on");
     Ok(Done::All)
 }

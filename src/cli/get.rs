@@ -5,7 +5,7 @@ use super::{
     exit::{Absent, Done, Usage},
     lines::{self, Lines},
     open::Open,
-    output::{ERASED, Output, body_text, plain, say, time},
+    output::{ERASED, Output, body_text, plain, time},
 };
 use crate::cell::{Cell, CellKey, Log, Name, REF_KEY_MAX, RefKey};
 use anyhow::Context as _;
@@ -61,7 +61,7 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
         }
         if cells.len() > ROW_MAX {
             cells.truncate(ROW_MAX);
-            say(format_args!("the row has more cells; these are the first {ROW_MAX}"));
+            context.output.say(format_args!("the row has more cells; these are the first {ROW_MAX}"));
         }
         let cells: Vec<Cell> = cells.into_iter().map(|stored| stored.cell).collect();
         return list(context, &cells);
@@ -175,7 +175,7 @@ async fn get_file(output: &mut Output, log: &dyn Log, file: PathBuf) -> anyhow::
                         output.object(&NoCellLine { row_key, column, ref_key: *ref_key, status })?;
                     } else {
                         let (row, column) = (plain(row_key), plain(column));
-                        say(format_args!("line {number}: {status}: {row} {column} {ref_key}"));
+                        output.say(format_args!("line {number}: {status}: {row} {column} {ref_key}"));
                     }
                 }
                 Err(error) => {
@@ -183,7 +183,7 @@ async fn get_file(output: &mut Output, log: &dyn Log, file: PathBuf) -> anyhow::
                     if output.is_json() {
                         output.object(&RefusedLine { line: number, status: "refused", error })?;
                     } else {
-                        say(format_args!("line {number}: refused: {}", plain(error)));
+                        output.say(format_args!("line {number}: refused: {}", plain(error)));
                     }
                 }
             }
@@ -193,7 +193,7 @@ async fn get_file(output: &mut Output, log: &dyn Log, file: PathBuf) -> anyhow::
             return Err(error).with_context(|| format!("{named} cannot be read on"));
         }
     }
-    say(format_args!("{there} found, {absent} absent, {refused} refused, {erased} erased"));
+    output.say(format_args!("{there} found, {absent} absent, {refused} refused, {erased} erased"));
     Ok(match (absent + erased, refused) {
         (_, 1..) => Done::Partly,
         (1.., 0) => Done::NotFound,

@@ -4,7 +4,6 @@
 use super::{
     Context,
     exit::{Done, Usage},
-    output::say,
 };
 use crate::cell::setting::duration;
 use anyhow::{Context as _, bail};
@@ -66,11 +65,10 @@ pub(super) async fn health(
     } else {
         context.output.text(body.trim())?;
     }
-    context.output.flush()?;
     if !healthy {
         bail!("{url} answers with status {status}");
     }
-    say(format_args!("{url}: well"));
+    context.output.say(format_args!("{url}: well"));
     Ok(Done::All)
 }
 

@@ -1,6 +1,6 @@
 //! `iam-policy`: the least AWS policy for a role, for the tables of this config.
 
-use super::{Context, exit::Done, output::say};
+use super::{Context, exit::Done};
 use crate::{
     cell::Name,
     config::Config,
@@ -111,14 +111,14 @@ pub(super) fn iam_policy(context: &mut Context, args: Args) -> anyhow::Result<Do
             context.output.text(&serde_json::to_string_pretty(&policy)?)?;
         }
         if length > POLICY_MAX {
-            say(format_args!(
+            context.output.say(format_args!(
                 "the policy has {length} characters, and a managed policy of IAM at most {POLICY_MAX}: attach it as an \
                  inline policy of a role, or divide its statements"
             ));
         }
     }
     if config.store.kind == Kind::Embedded {
-        say("store.kind is embedded, which needs no policy: this is for the same tables on DynamoDB");
+        context.output.say("store.kind is embedded, which needs no policy: this is for the same tables on DynamoDB");
     }
     Ok(Done::All)
 }

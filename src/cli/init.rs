@@ -4,7 +4,6 @@ use super::{
     Context,
     exit::{Done, Usage},
     open::Open,
-    output::say,
 };
 use crate::{
     cell::{Name, NewDatastore},
@@ -144,7 +143,7 @@ fn lines(differences: &[Difference]) -> Vec<DifferenceLine<'_>> {
 pub(super) async fn init(context: &mut Context, args: Args) -> anyhow::Result<Done> {
     let making = args.making(context.config()?.store.kind)?;
     let Open { config, store } = Open::new(context).await?;
-    say(store.describe());
+    context.output.say(store.describe());
     let mut made_any = false;
     let mut all = Vec::new();
     for (name, datastore) in &config.datastores {
@@ -177,15 +176,15 @@ pub(super) async fn init(context: &mut Context, args: Args) -> anyhow::Result<Do
     all.extend(differences);
     let left = all.iter().filter(|difference| !difference.changed).count();
     if left > 0 {
-        say(format_args!(
+        context.output.say(format_args!(
             "{left} settings of tables that are there were left as they are: `cellhook init` with the same options and \
              --update changes them"
         ));
         return Ok(Done::Partly);
     }
     match (made_any, all.is_empty(), making.settings.is_empty()) {
-        (false, true, true) => say("nothing was missing"),
-        (false, true, false) => say("nothing was missing, and nothing had to be changed"),
+        (false, true, true) => context.output.say("nothing was missing"),
+        (false, true, false) => context.output.say("nothing was missing, and nothing had to be changed"),
         _ => {}
     }
     Ok(Done::All)

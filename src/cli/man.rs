@@ -1,6 +1,6 @@
 //! `man`: the manual, a page for the program and one for each verb.
 
-use super::{Cli, Context, exit::Done, output::say};
+use super::{Cli, Context, exit::Done};
 use anyhow::Context as _;
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
@@ -54,7 +54,7 @@ pub(super) fn man(context: &mut Context, Args { dir }: Args) -> anyhow::Result<D
             context.output.object(&Line { page, path: Some(path), text: None })?;
         }
     }
-    say(format_args!("{} pages in {}", pages.len(), dir.display()));
+    context.output.say(format_args!("{} pages in {}", pages.len(), dir.display()));
     Ok(Done::All)
 }
 

@@ -28,7 +28,8 @@ pub(super) struct Output {
 #[error("nobody reads the output any more")]
 pub(super) struct Unheard;
 
-/// Says something to a person, on stderr. That nobody is there to hear it stops no work.
+/// Says something to a person, on stderr, where no [`Output`] is at hand: before the first data, or after the last. That
+/// nobody is there to hear it stops no work.
 pub(super) fn say(text: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -137,6 +138,14 @@ impl Output {
             line.push_str(&format!("{text:width$}  "));
         }
         self.text(line.trim_end())
+    }
+
+    /// Says something to a person, on stderr, after the data that was printed before it. That nobody is there to hear it
+    /// stops no work.
+    pub(super) fn say(&mut self, text: impl fmt::Display) {
+        // A failure is told by the next write, or at the end.
+        let _ = self.flush();
+        say(text);
     }
 
     /// What was printed so far is seen now.

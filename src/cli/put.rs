@@ -5,7 +5,7 @@ use super::{
     exit::{Done, Usage},
     lines::{self, Line, Lines},
     open::Open,
-    output::{ERASED, Output, plain, say},
+    output::{ERASED, Output, plain},
 };
 use crate::{
     cell::{Log, Name, NewCell, REF_KEY_MAX, RefKey, ShardId, StoreError},
@@ -188,7 +188,7 @@ async fn put_one(output: &mut Output, cells: &Cells, wanted: Wanted) -> anyhow::
         output.object(&answer)?;
     }
     match &answer {
-        Answer { status, error: Some(error), .. } => say(format_args!("cellhook: {status}: {}", plain(error))),
+        Answer { status, error: Some(error), .. } => output.say(format_args!("cellhook: {status}: {}", plain(error))),
         Answer { status, ref_key: Some(ref_key), shard: Some(shard), added_id: Some(added_id), .. }
             if !output.is_json() =>
         {
@@ -345,7 +345,7 @@ async fn put_file(output: &mut Output, cells: &Cells, file: PathBuf) -> anyhow::
     }
     let Counts { new, repeated, conflict, refused, erased } = &counts;
     let rate = per_second(counts.all(), seconds);
-    say(format_args!(
+    output.say(format_args!(
         "{new} new, {repeated} repeated, {conflict} in conflict, {refused} refused, {erased} erased; {seconds:.1} s, {rate} cells/s"
     ));
     ended?;
@@ -411,7 +411,7 @@ impl Bulk<'_> {
             self.output.object(answer)?;
         } else if let Answer { line: Some(line), status, error: Some(error), .. } = answer {
             let error = plain(error);
-            self.bar.suspend(|| say(format_args!("line {line}: {status}: {error}")));
+            self.bar.suspend(|| self.output.say(format_args!("line {line}: {status}: {error}")));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::{
     exit::Done,
     open::{Open, trigger},
     operate::{Want, Work},
-    output::{plain, say},
+    output::plain,
     standing::{checkpoint_of, pause},
     tail::shards,
 };
@@ -175,7 +175,9 @@ async fn on(context: &mut Context, name: &Name, shard: u32, want: Want) -> anyho
     let done = work.run(context, shards, Ask { dry_run: false, yes: true }).await?;
     if let (Want::Resume, TriggerState::Paused { reason }) = (&work.want, &work.record.state) {
         let (name, reason) = (&work.record.name, plain(reason));
-        say(format_args!("the whole trigger is still paused: {reason}; `cellhook triggers resume {name}` ends that"));
+        context.output.say(format_args!(
+            "the whole trigger is still paused: {reason}; `cellhook triggers resume {name}` ends that"
+        ));
     }
     Ok(done)
 }

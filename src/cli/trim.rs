@@ -4,7 +4,7 @@ use super::{
     Context,
     exit::{Done, Usage},
     open::Open,
-    output::{confirm, plain, say},
+    output::{confirm, plain},
 };
 use crate::{
     cell::{AddedId, Log, Millis, Name, ShardId, clock, setting::duration},
@@ -97,7 +97,7 @@ pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Do
             trims.buffered(PARALLEL).try_collect().await.context("stopped half-way; the same trim again goes on")?;
     }
     tell(context, &parts)?;
-    say(format_args!("{}: {what}", if args.dry_run { "would be deleted" } else { "deleted" }));
+    context.output.say(format_args!("{}: {what}", if args.dry_run { "would be deleted" } else { "deleted" }));
     Ok(Done::All)
 }
 

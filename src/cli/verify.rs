@@ -198,7 +198,7 @@ pub(super) async fn verify(context: &mut Context, args: Args) -> anyhow::Result<
     if context.output.is_json() {
         context.output.object(&counts)?;
     }
-    say(counts.text());
+    context.output.say(counts.text());
     Ok(if counts.findings == 0 { Done::All } else { Done::Faulty })
 }
 

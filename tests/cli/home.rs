@@ -62,6 +62,19 @@ impl Home {
         Ended::of(child)
     }
 
+    /// The lines of both streams as a terminal shows them: in the order in which they came.
+    pub(super) fn shown(&self, words: &[&str]) -> Vec<String> {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut command = self.command(words);
+        let mut child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+        // It has ends of the pipe too.
+        drop(command);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        child.wait().unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
     /// Nobody reads what it prints and says: both pipes are closed before it starts.
     pub(super) fn unheard(&self, words: &[&str]) -> Child {
         let closed = || std::io::pipe().unwrap().1;

@@ -111,6 +111,23 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
 }
 
 #[test]
+fn the_conclusion_comes_after_the_data() {
+    let home = Home::with_trigger(&shell("exit 65"));
+    home.run(&["init"]).done();
+    let last = |words: &[&str]| home.shown(words).pop().unwrap();
+    assert_eq!(last(&["init"]), "nothing was missing");
+    assert!(last(&["check"]).ends_with("is good"));
+    let _worker = home.worker();
+    home.run(&["put", "trips", "row", "BASE", "1"]).done();
+    home.until(&["parked"], |parked| parked.len() == 1);
+    assert!(last(&["parked", "--limit", "1"]).contains("there may be more"));
+    assert!(last(&["parked", "retry", "--trigger", "bill", "--all", "--dry-run"]).starts_with("would try 1 "));
+    assert!(last(&["checkpoint", "rewind", "bill", "--to", "oldest", "--dry-run"]).starts_with("would be done: "));
+    assert!(last(&["trim", "trips", "--before", "1d", "--dry-run"]).starts_with("would be deleted: "));
+    assert!(last(&["triggers", "retire", "bill", "--force", "--dry-run"]).starts_with("refused: "));
+}
+
+#[test]
 fn a_store_without_tables_names_them_and_the_command() {
     let home = Home::with_trigger(LOG);
     home.run(&["get", "trips", "row"]).ended(2).says("trips.cells").says("cellhook init");

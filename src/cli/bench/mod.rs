@@ -18,7 +18,6 @@ mod worker;
 use super::{
     Context,
     exit::{Done, Usage},
-    output::say,
 };
 use crate::{
     cell::setting::duration,
@@ -165,7 +164,7 @@ async fn measure(context: &mut Context, args: &Args, rows: &mut Vec<[String; 6]>
         Machine::look(first.dir())?
     };
     if machine.is_busy() {
-        say("other processes are at work on this machine: the figures are lower than they could be");
+        context.output.say("other processes are at work on this machine: the figures are lower than they could be");
     }
     if context.output.is_json() {
         context.output.object(&machine)?;
@@ -175,7 +174,7 @@ async fn measure(context: &mut Context, args: &Args, rows: &mut Vec<[String; 6]>
     context.output.flush()?;
     for what in What::value_variants().iter().copied().filter(|what| args.only.is_empty() || args.only.contains(what)) {
         let name = what.name();
-        say(format_args!("measuring {name}"));
+        context.output.say(format_args!("measuring {name}"));
         let mut here = match place.take() {
             Some((before, place)) if what.goes_on_after(before) => place,
             other => {
@@ -194,7 +193,7 @@ async fn measure(context: &mut Context, args: &Args, rows: &mut Vec<[String; 6]>
                 }
             }
             Err(error) => {
-                say(format_args!("{name} could not be measured: {error:#}"));
+                context.output.say(format_args!("{name} could not be measured: {error:#}"));
                 failed.push(name);
             }
         }

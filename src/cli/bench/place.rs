@@ -74,7 +74,7 @@ impl Drop for Directory {
             // A task that was told to end has not ended yet.
             std::thread::sleep(Duration::from_millis(20));
         }
-        super::say(format_args!("{} cannot be removed: do it by hand", self.0.display()));
+        crate::cli::output::say(format_args!("{} cannot be removed: do it by hand", self.0.display()));
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         Context,
         exit::{Done, Usage},
         open::{Open, nudge_owners, trigger},
-        output::{Output, confirm, plain, say},
+        output::{Output, confirm, plain},
     },
     store::patiently,
 };
@@ -222,7 +222,7 @@ pub(super) async fn change(context: &mut Context, args: ChangeArgs, change: Chan
     let hits = reader.read().await?.take(limit).map_ok(|(_, parked)| parked);
     let found: Vec<Parked> = hits.try_collect().await?;
     if found.is_empty() {
-        say(format_args!("no parked cell of {name} is meant by that"));
+        context.output.say(format_args!("no parked cell of {name} is meant by that"));
         return Ok(Done::NotFound);
     }
     let full = found.len() == limit;
@@ -236,7 +236,7 @@ pub(super) async fn change(context: &mut Context, args: ChangeArgs, change: Chan
         work.run(&mut context.output, found).await
     };
     if full {
-        say(format_args!("no more than {limit} cells were looked at; there may be more"));
+        context.output.say(format_args!("no more than {limit} cells were looked at; there may be more"));
     }
     done
 }
@@ -250,7 +250,7 @@ impl Work<'_> {
             cells += usize::from(waits.is_none());
             self.tell(output, parked, waits)?;
         }
-        say(format_args!("would {}", self.question(cells)));
+        output.say(format_args!("would {}", self.question(cells)));
         Ok(Done::All)
     }
 
@@ -287,7 +287,7 @@ impl Work<'_> {
         nudge_owners(self.ledger, &shards).await;
         counts.entry(self.done()).or_default();
         let told: Vec<String> = counts.iter().map(|(outcome, cells)| outcome.told(*cells)).collect();
-        say(told.join("; "));
+        output.say(told.join("; "));
         let settled: u64 = counts.values().sum();
         match failed {
             Some(error) => Err(error).with_context(|| {

@@ -12,7 +12,7 @@ use crate::{
         Context,
         exit::Done,
         open::{Open, trigger},
-        output::{say, time},
+        output::time,
     },
 };
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -72,7 +72,7 @@ async fn each(context: &mut Context, triggers: &[TriggerRecord], hits: Hits<'_>,
     let headings = ["TRIGGER", "SHARD", "ADDED_ID", "ROW", "COLUMN", "STATE", "ATTEMPTS", "NEXT_ATTEMPT", "LAST_ERROR"];
     context.output.table(headings, &rows)?;
     if listed == limit {
-        say(format_args!("{limit} cells, as many as --limit says; there may be more"));
+        context.output.say(format_args!("{limit} cells, as many as --limit says; there may be more"));
     }
     Ok(Done::All)
 }

@@ -7,7 +7,6 @@ use crate::{
         Context,
         exit::{Done, Usage},
         open::{Open, trigger},
-        output::say,
     },
     lease::nudge_all,
 };
@@ -38,12 +37,14 @@ pub(super) async fn rename(context: &mut Context, old: &Name, new: &Name) -> any
     let record = match apply(ledger.as_ref(), record, new).await? {
         Renamed::Done(record) => record,
         Renamed::Taken(other) if other.name == *new => {
-            say(format_args!("there is a trigger {new} already"));
+            context.output.say(format_args!("there is a trigger {new} already"));
             return Ok(Done::Partly);
         }
         Renamed::Taken(other) => {
             let current = &other.name;
-            say(format_args!("{new} is a former name of {current}; `cellhook triggers retire {new}` frees it"));
+            context
+                .output
+                .say(format_args!("{new} is a former name of {current}; `cellhook triggers retire {new}` frees it"));
             return Ok(Done::Partly);
         }
     };
@@ -52,7 +53,7 @@ pub(super) async fn rename(context: &mut Context, old: &Name, new: &Name) -> any
     print(context, &record)?;
     if open.config.triggers.contains_key(old) {
         let file = open.config.file.display();
-        say(format_args!("{file} says {old}, which still means this trigger: rename it there too"));
+        context.output.say(format_args!("{file} says {old}, which still means this trigger: rename it there too"));
     }
     Ok(Done::All)
 }

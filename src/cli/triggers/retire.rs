@@ -10,7 +10,7 @@ use crate::{
         exit::{Done, Usage},
         lanes::{self, Counts},
         open::{Open, source, trigger},
-        output::{confirm, say},
+        output::confirm,
         shards::tips,
     },
     lease::nudge_all,
@@ -97,7 +97,11 @@ async fn free(
         status: goes_on.then_some("freed"),
     };
     print(context, &line)?;
-    say(if goes_on { format!("{name} is free; {current} goes on") } else { format!("would be done: {what}") });
+    context.output.say(if goes_on {
+        format!("{name} is free; {current} goes on")
+    } else {
+        format!("would be done: {what}")
+    });
     Ok(Done::All)
 }
 
@@ -135,9 +139,9 @@ impl End {
             status: if refused { Some("refused") } else { goes_on.then_some("retired") },
         };
         print(context, &line)?;
-        say(if goes_on { what } else { format!("would be done: {what}") });
+        context.output.say(if goes_on { what } else { format!("would be done: {what}") });
         if refused {
-            say(format_args!(
+            context.output.say(format_args!(
                 "refused: {} cells of it lie parked; `cellhook parked --trigger {name}` lists them, --drop-parked gives \
                  them up",
                 parked.all()
