@@ -2,10 +2,11 @@
 
 use super::{
     Context,
-    exit::{Done, Usage},
+    ask::Ask,
+    exit::Done,
     open::{Open, source, trigger},
     operate::{Next, Plan, Want, Work},
-    output::{confirm, plain},
+    output::plain,
     shards::tips,
     standing::{checkpoint_of, number, pause},
     tail::{From, shards},
@@ -75,17 +76,6 @@ struct SkipArgs {
     added_id: u64,
     #[command(flatten)]
     ask: Ask,
-}
-
-/// Whether a change is only told, or made without a question.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub(super) struct Ask {
-    /// Say what would be done, and do nothing.
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// Do it without asking.
-    #[arg(long)]
-    pub(super) yes: bool,
 }
 
 impl Args {
@@ -225,9 +215,7 @@ impl Work {
         let changes = plans.iter().any(|plan| matches!(plan.next, Next::Set(_)));
         let goes_on = !ask.dry_run && changes;
         if goes_on {
-            if !ask.yes && !confirm(&format!("{}. Go on?", self.what(&plans)))? {
-                return Err(Usage("nothing was changed".into()).into());
-            }
+            ask.agreed(&mut context.output, &format!("{}. Go on?", self.what(&plans)))?;
             let changes = stream::iter(plans).map(|plan| self.settle(plan));
             let settled = changes.buffered(PARALLEL).try_collect().await;
             plans = settled.context("stopped half-way; the same command again goes on")?;

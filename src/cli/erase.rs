@@ -2,9 +2,10 @@
 
 use super::{
     Context,
+    ask::Ask,
     exit::{Absent, Done, Usage},
     open::{Open, nudge_owners},
-    output::{ERASED, confirm, plain},
+    output::{ERASED, plain},
 };
 use crate::{
     cell::{CellKey, Log, Name, ShardId, ShardRef, chain},
@@ -19,12 +20,8 @@ pub(super) struct Args {
     datastore: Name,
     /// The row key.
     row: String,
-    /// Say what would be erased, and erase nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Do it without asking.
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    ask: Ask,
 }
 
 /// What was met of a row.
@@ -56,23 +53,23 @@ struct Line<'a> {
 }
 
 pub(super) async fn erase(context: &mut Context, args: Args) -> anyhow::Result<Done> {
-    let Args { datastore, row, dry_run, yes } = args;
+    let Args { datastore, row, ask } = args;
     let address = CellKey { row_key: row.as_str().into(), column: "any".into(), ref_key: 0 };
     address.check().map_err(|refusal| Usage(refusal.to_string()))?;
     let open = Open::new(context).await?;
     let log = open.datastore(&datastore).await?;
     let log = log.as_ref();
     let shard = ShardRef { source: datastore.clone(), shard: ShardId::of(&row, log.datastore().shards) };
-    if dry_run || !yes {
+    if ask.dry_run || !ask.yes {
         let met = sweep(&open, log, &shard, &row, Mode::Look).await?;
-        if dry_run {
+        if ask.dry_run {
             tell(context, &shard, &row, &met, None)?;
             met.row.left.iter().for_each(|left| context.output.say(plain(left)));
             context.output.say(format_args!("would be erased: {}", what(&row, &met)));
             return Ok(Done::All);
         }
-        if met.is_anything() && !confirm(&format!("Erase {}, for ever?", what(&row, &met)))? {
-            return Err(Usage("nothing was erased".into()).into());
+        if met.is_anything() {
+            ask.agreed(&mut context.output, &format!("Erase {}, for ever?", what(&row, &met)))?;
         }
     }
     let met = sweep(&open, log, &shard, &row, Mode::Erase).await;

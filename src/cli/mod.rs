@@ -6,6 +6,7 @@
 // They panic when nobody listens: see `output`.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
+mod ask;
 mod bench;
 mod check;
 mod checkpoint;

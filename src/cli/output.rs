@@ -3,14 +3,13 @@
 //! Who reads stdout may leave before the end, as `head` does. A verb that only reads ends then. One that changes things
 //! finishes its work first, and its exit code is that of the work.
 
-use super::exit::Usage;
 use crate::cell::{Cell, Millis};
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
 use std::{
     fmt,
-    io::{self, BufWriter, IsTerminal, Write},
+    io::{self, BufWriter, Write},
 };
 
 /// Where data goes.
@@ -197,18 +196,6 @@ pub(super) fn plain(text: &str) -> String {
 /// A time for people.
 pub(super) fn time(at: Millis) -> String {
     Timestamp::from_millisecond(at.0).map_or_else(|_| at.to_string(), |time| format!("{time:.3}"))
-}
-
-/// Asks a person; a script has to say `--yes`.
-pub(super) fn confirm(question: &str) -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Err(Usage(format!("{question} Nobody can answer here: say --yes, or --dry-run to see it")).into());
-    }
-    // On a terminal nobody else's end can be closed.
-    let _ = write!(io::stderr(), "{question} [y/N] ");
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ mod show;
 
 pub(super) use read::at;
 
-use super::{Context, exit::Done, noun::Noun};
+use super::{Context, ask::Ask, exit::Done, noun::Noun};
 use crate::cell::{Name, Parked, ParkedState};
-use change::{Change, ChangeArgs, DropArgs};
+use change::{Change, DropArgs, RetryArgs};
 use clap::Subcommand;
 use filter::State;
 use list::ListArgs;
@@ -31,8 +31,8 @@ pub(super) enum Verb {
     /// Try cells again now, with their attempts counted anew: dead ones, and retrying ones before their time.
     #[command(after_help = "Examples:\n  cellhook parked retry --trigger bill_rider --error timeout --dry-run\n  \
                             cellhook parked retry --trigger bill_rider --state dead")]
-    Retry(ChangeArgs),
-    /// Give cells up for good: they are not called again. Asks, at a terminal.
+    Retry(RetryArgs),
+    /// Give cells up for good: they are not called again. Asks, unless --yes.
     #[command(
         after_help = "Examples:\n  cellhook parked drop --trigger bill_rider --state dead --older 30d --dry-run\n  \
                             cellhook parked drop --trigger bill_rider --shard 5 --added-id 123 --yes"
@@ -99,8 +99,10 @@ pub(super) async fn parked(context: &mut Context, args: Args) -> anyhow::Result<
     match args.verb(Verb::List) {
         Verb::List(args) => list::list(context, args).await,
         Verb::Show(args) => show::show(context, args).await,
-        Verb::Retry(args) => change::change(context, args, Change::Retry).await,
-        Verb::Drop(DropArgs { change, yes }) => change::change(context, change, Change::Drop { yes }).await,
+        Verb::Retry(RetryArgs { change, dry_run }) => {
+            change::change(context, change, Change::Retry, Ask { dry_run, ..Ask::SAID }).await
+        }
+        Verb::Drop(DropArgs { change, ask }) => change::change(context, change, Change::Drop, ask).await,
     }
 }
 

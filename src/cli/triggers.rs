@@ -6,7 +6,7 @@ mod show;
 
 use super::{
     Context,
-    checkpoint::Ask,
+    ask::Ask,
     exit::Done,
     open::{Open, trigger},
     operate::{Want, Work},
@@ -172,7 +172,7 @@ async fn list(context: &mut Context) -> anyhow::Result<Done> {
 async fn on(context: &mut Context, name: &Name, shard: u32, want: Want) -> anyhow::Result<Done> {
     let work = Work::new(context, name, want).await?;
     let shards = shards(&work.log, Some(shard))?;
-    let done = work.run(context, shards, Ask { dry_run: false, yes: true }).await?;
+    let done = work.run(context, shards, Ask::SAID).await?;
     if let (Want::Resume, TriggerState::Paused { reason }) = (&work.want, &work.record.state) {
         let (name, reason) = (&work.record.name, plain(reason));
         context.output.say(format_args!(

@@ -1,11 +1,6 @@
 //! `trim`: the old part of a datastore's logs is deleted.
 
-use super::{
-    Context,
-    exit::{Done, Usage},
-    open::Open,
-    output::{confirm, plain},
-};
+use super::{Context, ask::Ask, exit::Done, open::Open, output::plain};
 use crate::{
     cell::{AddedId, Log, Millis, Name, ShardId, clock, setting::duration},
     tail::{self, Due, Groups, Keeper},
@@ -28,12 +23,8 @@ pub(super) struct Args {
     /// Also delete what a trigger has not finished: it will never be called for these cells.
     #[arg(long)]
     force: bool,
-    /// Say what would be done, and do nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Do it without asking.
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    ask: Ask,
 }
 
 /// A moment in the past.
@@ -84,10 +75,8 @@ pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Do
     let mut parts: Vec<Part> = parts.into_iter().filter(|part| part.is_any || part.kept_by.is_some()).collect();
     let cells: u64 = parts.iter().map(|part| part.to - part.trimmed_to).sum();
     let what = format!("the log of {cells} cells of {} (the cells themselves stay)", args.datastore);
-    if !args.dry_run && parts.iter().any(|part| part.is_any) {
-        if !args.yes && !confirm(&format!("Delete {what}?"))? {
-            return Err(Usage("nothing was deleted".into()).into());
-        }
+    if !args.ask.dry_run && parts.iter().any(|part| part.is_any) {
+        args.ask.agreed(&mut context.output, &format!("Delete {what}?"))?;
         let trims = stream::iter(parts).map(async |mut part| {
             let trimmed = tail::trim(log.as_ref(), ShardId(part.shard), AddedId(part.to), u64::MAX).await?;
             part.segments = Some(trimmed.segments);
@@ -97,7 +86,7 @@ pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Do
             trims.buffered(PARALLEL).try_collect().await.context("stopped half-way; the same trim again goes on")?;
     }
     tell(context, &parts)?;
-    context.output.say(format_args!("{}: {what}", if args.dry_run { "would be deleted" } else { "deleted" }));
+    context.output.say(format_args!("{}: {what}", if args.ask.dry_run { "would be deleted" } else { "deleted" }));
     Ok(Done::All)
 }
 

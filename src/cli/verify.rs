@@ -2,9 +2,10 @@
 
 use super::{
     Context,
-    exit::{Done, Usage},
+    ask::Ask,
+    exit::Done,
     open::Open,
-    output::{Output, confirm, plain, say},
+    output::{Output, plain, say},
 };
 use crate::{
     cell::{Log, Name, setting::duration},
@@ -35,12 +36,8 @@ pub(super) struct Args {
     /// Read units a second at most; without it, 500 on DynamoDB, and as fast as one reader goes on an embedded store.
     #[arg(long, value_name = "READ_UNITS_PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Say what it would cost, and do nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Do it without asking.
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    ask: Ask,
 }
 
 /// A part, in millionths.
@@ -179,13 +176,12 @@ pub(super) async fn verify(context: &mut Context, args: Args) -> anyhow::Result<
     for name in names {
         subjects.push(subject(&open, &name, &plan).await?);
     }
-    if args.dry_run {
+    if args.ask.dry_run {
         return Ok(Done::All);
     }
     let units = subjects.iter().map(|subject| subject.estimate.units).sum();
-    let asks = on_dynamodb && units >= ASK_FROM && !args.yes;
-    if asks && !confirm(&format!("Read about {} units?", HumanCount(units)))? {
-        return Err(Usage("nothing was verified".into()).into());
+    if on_dynamodb && units >= ASK_FROM {
+        args.ask.agreed(&mut context.output, &format!("Read about {} units?", HumanCount(units)))?;
     }
     let mut counts = Counts::default();
     for subject in &subjects {

@@ -202,7 +202,7 @@ async fn each_role_has_the_rights_of_its_work_and_no_others() {
     let (shard, place) = (dead["shard"].to_string(), dead["added_id"].to_string());
     work(&["parked", "show", "bill", &shard, &place], 0);
     work(&["parked", "retry", "--trigger", "bill", "--all"], 0);
-    work(&["parked", "drop", "--trigger", "bill", "--all"], 0);
+    work(&["parked", "drop", "--trigger", "bill", "--all", "--yes"], 0);
     work(&["triggers", "list"], 0);
     work(&["triggers", "pause", "bill", "--reason", "night"], 0);
     work(&["triggers", "resume", "bill"], 0);

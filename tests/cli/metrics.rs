@@ -139,7 +139,7 @@ fn a_busy_worker_shows_every_metric_and_promtool_is_silent() {
     }
 
     // What an operator drops is no longer there.
-    home.run(&["parked", "drop", "--trigger", "bill", "--all"]).done();
+    home.run(&["parked", "drop", "--trigger", "bill", "--all", "--yes"]).done();
     shows(
         &worker,
         &[

@@ -191,7 +191,7 @@ fn the_objects_have_the_keys_that_are_written() {
     let cell = home.run(&["parked", "--json"]).done().objects().remove(0);
     holds("parked show", &["parked", "show", "bill", &cell["shard"].to_string(), &cell["added_id"].to_string()]);
     holds("parked retry", &["parked", "retry", "--trigger", "bill", "--all", "--dry-run"]);
-    holds("parked drop", &["parked", "drop", "--trigger", "bill", "--all"]);
+    holds("parked drop", &["parked", "drop", "--trigger", "bill", "--all", "--yes"]);
     holds("iam-policy", &["iam-policy"]);
     holds("trim", &["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--force", "--dry-run"]);
     holds("retention", &["retention"]);

@@ -1,6 +1,6 @@
 //! `parked retry` and `parked drop`: thousands of cells, each in a write of its own on the condition that it is as it was read.
 //!
-//! What is changed is what was found, counted and, at a terminal, asked about; not what is parked later. A cell that somebody
+//! What is changed is what was found, counted and asked about; not what is parked later. A cell that somebody
 //! else changed meanwhile is looked at again: while it is still one that is meant, it is changed as it is now.
 
 use super::{
@@ -13,9 +13,10 @@ use crate::{
     cell::{LaneChange, Ledger, Millis, Name, Parked, ParkedState, StoreError, TriggerRecord, clock},
     cli::{
         Context,
+        ask::Ask,
         exit::{Done, Usage},
         open::{Open, nudge_owners, trigger},
-        output::{Output, confirm, plain},
+        output::{Output, plain},
     },
     store::patiently,
 };
@@ -26,7 +27,6 @@ use serde::Serialize;
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    io::{self, IsTerminal},
     num::NonZeroUsize,
     time::Duration,
 };
@@ -51,24 +51,29 @@ pub(in crate::cli) struct ChangeArgs {
     /// No more cells than this; at most 100000 in any case.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct RetryArgs {
+    #[command(flatten)]
+    pub(super) change: ChangeArgs,
     /// Say what would be done, and do nothing.
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct DropArgs {
     #[command(flatten)]
     pub(super) change: ChangeArgs,
-    /// Do it without asking. Where no terminal is, nobody is asked.
-    #[arg(long)]
-    pub(super) yes: bool,
+    #[command(flatten)]
+    pub(super) ask: Ask,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Retry,
-    Drop { yes: bool },
+    Drop,
 }
 
 /// What became of a cell.
@@ -157,14 +162,14 @@ impl Work<'_> {
     fn writes(&self, parked: &Parked) -> Option<Vec<LaneChange>> {
         match self.change {
             Change::Retry => retried(parked, self.now),
-            Change::Drop { .. } => Some(vec![LaneChange::Delete(parked.clone())]),
+            Change::Drop => Some(vec![LaneChange::Delete(parked.clone())]),
         }
     }
 
     fn done(&self) -> Outcome {
         match self.change {
             Change::Retry => Outcome::Retried,
-            Change::Drop { .. } => Outcome::Dropped,
+            Change::Drop => Outcome::Dropped,
         }
     }
 
@@ -202,13 +207,13 @@ impl Work<'_> {
         let name = &self.record.name;
         match self.change {
             Change::Retry => format!("try {cells} parked cells of {name} again"),
-            Change::Drop { .. } => format!("give up {cells} parked cells of {name}, which are not called again"),
+            Change::Drop => format!("give up {cells} parked cells of {name}, which are not called again"),
         }
     }
 }
 
-pub(super) async fn change(context: &mut Context, args: ChangeArgs, change: Change) -> anyhow::Result<Done> {
-    let ChangeArgs { trigger: name, filter, all, limit, dry_run } = args;
+pub(super) async fn change(context: &mut Context, args: ChangeArgs, change: Change, ask: Ask) -> anyhow::Result<Done> {
+    let ChangeArgs { trigger: name, filter, all, limit } = args;
     if filter.is_empty() && !all {
         let options = "--state, --row, --error, --older, --newer, --shard, --added-id";
         return Err(Usage(format!("say which parked cells: {options}, or --all")).into());
@@ -227,12 +232,10 @@ pub(super) async fn change(context: &mut Context, args: ChangeArgs, change: Chan
     }
     let full = found.len() == limit;
     let work = Work { ledger: ledger.as_ref(), record: &record, filter: &filter, change, now };
-    let asks = change == Change::Drop { yes: false } && io::stdin().is_terminal();
-    let done = if dry_run {
+    let done = if ask.dry_run {
         work.rehearse(&mut context.output, &found)
-    } else if asks && !confirm(&format!("This would {}. Go on?", work.question(found.len())))? {
-        Err(Usage("nothing was changed".into()).into())
     } else {
+        ask.agreed(&mut context.output, &format!("This would {}. Go on?", work.question(found.len())))?;
         work.run(&mut context.output, found).await
     };
     if full {
@@ -370,7 +373,7 @@ mod tests {
         let put = async |parked: &Parked| {
             assert!(ledger.operate_parked(&[LaneChange::Put(parked.clone())]).await.unwrap());
         };
-        let drop = Change::Drop { yes: true };
+        let drop = Change::Drop;
 
         let retrying = parked(ParkedState::Retrying);
         let failed_again = Parked { attempts: 10, revision: 2, ..retrying.clone() };

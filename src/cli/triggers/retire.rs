@@ -6,11 +6,10 @@ use crate::{
     checkpoint::Window,
     cli::{
         Context,
-        checkpoint::Ask,
+        ask::Ask,
         exit::{Done, Usage},
         lanes::{self, Counts},
         open::{Open, source, trigger},
-        output::confirm,
         shards::tips,
     },
     lease::nudge_all,
@@ -79,9 +78,7 @@ async fn free(
     let what = format!("{name} is free then, and means {current} no more; {current} goes on");
     let goes_on = !ask.dry_run;
     if goes_on {
-        if !ask.yes && !confirm(&format!("{what}. Go on?"))? {
-            return Err(Usage("nothing was changed".into()).into());
-        }
+        ask.agreed(&mut context.output, &format!("{what}. Go on?"))?;
         change(ledger, record.clone(), async |record| match record.formerly.contains(name) {
             true => Some(ledger.free_name(record, name).await),
             false => None,
@@ -124,10 +121,8 @@ impl End {
         );
         let refused = parked.all() > 0 && !drop_parked;
         let goes_on = !ask.dry_run && !refused;
-        if goes_on && !ask.yes && !confirm(&format!("{what}. Go on?"))? {
-            return Err(Usage("nothing was changed".into()).into());
-        }
         if goes_on {
+            ask.agreed(&mut context.output, &format!("{what}. Go on?"))?;
             self.end(parked).await?;
         }
         let line = RetireLine {
