@@ -72,8 +72,7 @@ pub(super) async fn erase(context: &mut Context, args: Args) -> anyhow::Result<D
             ask.agreed(&mut context.output, &format!("Erase {}, for ever?", what(&row, &met)))?;
         }
     }
-    let met = sweep(&open, log, &shard, &row, Mode::Erase).await;
-    let met = met.context("stopped half-way; the same erase again goes on")?;
+    let met = sweep(&open, log, &shard, &row, Mode::Erase).await?;
     let whole = met.row.left.is_empty();
     tell(context, &shard, &row, &met, Some(if whole { ERASED } else { "incomplete" }))?;
     met.row.left.iter().for_each(|left| context.output.say(plain(left)));
@@ -84,11 +83,15 @@ pub(super) async fn erase(context: &mut Context, args: Args) -> anyhow::Result<D
 
 /// Goes through everything that may hold a body of the row. What stands in the way at one place keeps nothing from the others.
 async fn sweep(open: &Open, log: &dyn Log, shard: &ShardRef, row: &str, mode: Mode) -> anyhow::Result<Met> {
-    let mut met = Met { row: tail::erase(log, row, mode).await?, parked: 0 };
+    let stopped = match mode {
+        Mode::Look => "nothing was erased",
+        Mode::Erase => "stopped half-way; the same erase again goes on",
+    };
+    let mut met = Met { row: tail::erase(log, row, mode).await.context(stopped)?, parked: 0 };
     if met.row.cells == 0 {
         return Err(Absent(format!("{} has no cell of row {}", shard.source, plain(row))).into());
     }
-    for group in log.groups().await? {
+    for group in log.groups().await.context(stopped)? {
         match erase_parked(open, &group, shard, row, mode).await {
             Ok(parked) => met.parked += parked,
             Err(error) => {

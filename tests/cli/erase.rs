@@ -37,7 +37,10 @@ fn a_row_is_erased_and_nobody_is_called_for_it() {
     assert!(home.run(&["tail", "trips"]).done().stdout.contains("secret of anna"), "nothing was done yet");
     assert_eq!(met(&erase(&home, "anna", &["--yes"]).done()), line(3, 3, json!("erased")));
     assert_eq!(met(&erase(&home, "anna", &[]).done()), line(0, 0, json!("erased")), "nothing is left to ask about");
-    erase(&home, "carl", &["--yes"]).ended(4).says("trips has no cell of row carl");
+    for ask in ["--yes", "--dry-run"] {
+        let absent = erase(&home, "carl", &[ask]).ended(4);
+        assert_eq!(absent.stderr, "cellhook: trips has no cell of row carl\n", "nothing stopped half-way");
+    }
     erase(&home, "", &["--yes"]).ended(2).says("row_key has 0 bytes");
 
     home.run(&["get", "trips", "anna", "BASE"]).ended(4).says("the cell BASE of row anna with ref_key 2 was erased");
