@@ -15,6 +15,13 @@ fn small<'a>(dir: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     [&little[..], &[dir.to_str().unwrap()], more].concat()
 }
 
+/// A directory for it.
+fn place(home: &Home) -> PathBuf {
+    let place = home.path("place");
+    fs::create_dir_all(&place).unwrap();
+    place
+}
+
 /// What lies in a directory, if there is one.
 fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).map_or_else(|_| Vec::new(), |entries| entries.map(|entry| entry.unwrap().path()).collect())
@@ -34,7 +41,7 @@ fn number(figure: &Value, key: &str) -> f64 {
 /// Rows of the table of what is to be reached come out: for each how many figures, and how many of them have a reach.
 fn prints(wanted: &[(&str, usize, usize)]) {
     let home = Home::with("");
-    let place = home.path("place");
+    let place = place(&home);
     let only: Vec<&str> = wanted.iter().flat_map(|(name, ..)| ["--only", *name]).collect();
     let words = [&["--seconds", "1", "--session", "3s"], &only[..]].concat();
     let lines = home.run(&small(&place, &words)).done().objects();
@@ -85,7 +92,7 @@ fn a_takeover_is_measured() {
 #[test]
 fn units_are_counted_for_a_known_load() {
     let home = Home::with("");
-    let figures = home.run(&small(&home.path("place"), &["--only", "cost"])).done().objects();
+    let figures = home.run(&small(&place(&home), &["--only", "cost"])).done().objects();
     assert_eq!(figures.iter().filter(|figure| figure["bench"] == "cost").count(), 10);
     let value = |name: &str, unit: &str| {
         let found = figures.iter().find(|figure| figure["name"] == name && figure["unit"] == unit);
@@ -118,10 +125,23 @@ fn a_figure_that_nobody_knows_is_a_usage_error_and_the_known_ones_are_told() {
 }
 
 #[test]
+fn what_it_cannot_measure_is_refused_and_nothing_is_made() {
+    let home = Home::with("");
+    for (option, value) in
+        [("--shards", "0"), ("--many", "65537"), ("--trials", "0"), ("--seconds", "0"), ("--cells", "999")]
+    {
+        home.run(&["bench", option, value]).ended(2).says(&format!("invalid value '{value}' for '{option} <N>'"));
+    }
+    let place = home.path("none/place");
+    home.run(&["bench", "--dir", place.to_str().unwrap()]).ended(2).says("--dir: ").says("No such file or directory");
+    assert!(!home.path("none").exists(), "nothing is left behind");
+}
+
+#[test]
 fn an_interrupted_bench_takes_its_processes_and_files_with_it() {
     for only in ["takeover", "share", "append"] {
         let home = Home::with("");
-        let place = home.path("place");
+        let place = place(&home);
         // It would go on for longer than the test waits.
         let words = small(&place, &["--only", only, "--seconds", "600", "--session", "60s"]);
         let child = home.command(&words).spawn().unwrap();

@@ -24,7 +24,10 @@ use crate::{
     process::{Signal, Signals},
 };
 use anyhow::bail;
-use clap::ValueEnum;
+use clap::{
+    ValueEnum,
+    builder::{RangedU64ValueParser, TypedValueParser},
+};
 use figure::Figure;
 use machine::Machine;
 use place::Place;
@@ -38,31 +41,40 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<What>,
     /// How long each of those that could go on for ever runs.
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
     /// Print the table in Markdown.
     #[arg(long)]
     markdown: bool,
     /// Shards of a datastore.
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = shards())]
     shards: u32,
     /// Shards of a datastore with many.
-    #[arg(long, default_value_t = 4096, value_name = "N")]
+    #[arg(long, default_value_t = 4096, value_name = "N", value_parser = shards())]
     many: u32,
     /// Cells of the largest backlog; the others are parts of it.
-    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = from(1000))]
     cells: usize,
     /// Length of a worker's session.
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration::parse)]
     session: Duration,
     /// How often a worker is started, stopped and killed.
-    #[arg(long, default_value_t = 6, value_name = "N")]
+    #[arg(long, default_value_t = 6, value_name = "N", value_parser = from(1))]
     trials: usize,
-    /// Where the store is made, and removed afterwards; default: the place for temporary files.
+    /// An existing directory in which the store is made, and removed afterwards; default: that for temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
     #[command(subcommand)]
     role: Option<Role>,
+}
+
+/// As many as a datastore can have.
+fn shards() -> impl TypedValueParser<Value = u32> {
+    clap::value_parser!(u32).range(1..=65_536)
+}
+
+fn from(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..)
 }
 
 /// What is measured, in the order in which it is. Those that follow each other under one store share it.

@@ -1,11 +1,11 @@
 //! Where a bench works: a store of its own in a directory of its own, which goes with it, and what lies in it.
 
-use super::Args;
+use super::{Args, Usage};
 use crate::{
     cell::{CellKey, Commit, Committed, Log, Name, NewCell, NewDatastore, ShardId, clock},
     store::{BATCH_MAX, Cells, Config, Store, segment},
 };
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use std::{
     collections::BTreeMap,
@@ -44,10 +44,8 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub(super) fn of(args: &Args) -> Self {
-        let Args { seconds, shards, many, cells, session, trials, .. } = args;
-        let seconds = Duration::from_secs((*seconds).max(1));
-        let (shards, many, trials) = ((*shards).max(1), (*many).max(1), (*trials).max(1));
-        Self { seconds, shards, many, cells: (*cells).max(1000), session: *session, trials }
+        let Args { seconds, shards, many, cells, session, trials, .. } = *args;
+        Self { seconds: Duration::from_secs(seconds), shards, many, cells, session, trials }
     }
 
     /// Cells of a backlog that is delivered to one handler after the other.
@@ -94,7 +92,8 @@ impl Place {
         // Never the same twice: of a bench that failed, somebody may still have the file open.
         let number = MADE.fetch_add(1, Relaxed);
         let dir = parent.join(format!("cellhook-bench-{}-{number}", std::process::id()));
-        fs::create_dir_all(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+        // Only what is removed again is made.
+        fs::create_dir(&dir).map_err(|error| Usage(format!("--dir: {} cannot be made: {error}", dir.display())))?;
         let dir = Directory(std::path::absolute(dir)?);
         let store = Store::open(&Self::config(&dir.0)).await?;
         Ok(Self { store, sizes: Sizes::of(args), made: 0, backlogs: BTreeMap::new(), dir })
