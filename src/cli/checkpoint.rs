@@ -8,11 +8,11 @@ use super::{
     operate::{Next, Plan, Want, Work},
     output::plain,
     shards::tips,
-    standing::{checkpoint_of, number, pause},
+    standing::{checkpoint_of, number, why_paused, without_log},
     tail::{From, shards},
 };
 use crate::{
-    cell::{AddedId, Lease, Name, ShardId, ShardRef, Tip, TriggerRecord, TriggerState},
+    cell::{AddedId, Lease, Name, ShardId, ShardRef, Tip, TriggerRecord},
     checkpoint::Window,
 };
 use anyhow::Context as _;
@@ -114,7 +114,6 @@ impl<'a> ShowLine<'a> {
         let checkpoint = checkpoint_of(record, lease);
         let window = checkpoint.map(|checkpoint| Window::resume(checkpoint.low, &checkpoint.done)).transpose();
         let window = window.with_context(|| format!("trigger {} on shard {shard}", record.name))?;
-        let lag = |window: &Window| tip.0.saturating_sub(window.low().0).saturating_sub(window.done_beyond());
         Ok(Self {
             trigger: &record.name,
             datastore: &record.source,
@@ -124,12 +123,8 @@ impl<'a> ShowLine<'a> {
             tip: tip.0,
             low_water: window.as_ref().map(|window| window.low().0),
             done_beyond: window.as_ref().map(Window::done_beyond),
-            // A trigger that was not started on a shard without cells has nothing to do there.
-            lag_cells: window.as_ref().map(lag).or_else(|| (tip == AddedId(0)).then_some(0)),
-            paused: match &record.state {
-                TriggerState::Paused { reason } => Some(reason.as_str()),
-                TriggerState::Active | TriggerState::Retired => pause(record, checkpoint),
-            },
+            lag_cells: without_log(checkpoint, tip).lag_cells,
+            paused: why_paused(record, checkpoint),
         })
     }
 

@@ -7,6 +7,7 @@
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod ask;
+mod bar;
 mod bench;
 mod check;
 mod checkpoint;

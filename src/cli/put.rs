@@ -2,6 +2,7 @@
 
 use super::{
     Context,
+    bar::bar,
     exit::{Done, Usage},
     lines::{self, Line, Lines},
     open::Open,
@@ -14,14 +15,13 @@ use crate::{
 use anyhow::Context as _;
 use bytestring::ByteString;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
-    time::Duration,
 };
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
@@ -320,7 +320,11 @@ struct Bulk<'a> {
 async fn put_file(output: &mut Output, cells: &Cells, file: PathBuf) -> anyhow::Result<Done> {
     let named = file.display().to_string();
     let Lines { mut chunks, length } = lines::read(file, Wanted::read)?;
-    let mut bulk = Bulk { output, cells, counts: Counts::default(), bar: bar(length), started: Instant::now() };
+    let bar = match length {
+        Some(_) => bar(length, "{wide_bar} {bytes}/{total_bytes}  {msg}"),
+        None => bar(None, "{spinner} {bytes}  {msg}"),
+    };
+    let mut bulk = Bulk { output, cells, counts: Counts::default(), bar, started: Instant::now() };
     let mut ended = Ok(());
     let mut received = Vec::new();
     while chunks.recv_many(&mut received, lines::CHUNKS).await > 0 {
@@ -420,19 +424,6 @@ impl Bulk<'_> {
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for people")]
 fn per_second(cells: u64, seconds: f64) -> HumanCount {
     HumanCount((cells as f64 / seconds.max(0.001)) as u64)
-}
-
-/// Hidden where stderr is no terminal.
-fn bar(length: Option<u64>) -> ProgressBar {
-    let target = ProgressDrawTarget::stderr();
-    let (bar, template) = match length {
-        Some(length) => {
-            (ProgressBar::with_draw_target(Some(length), target), "{wide_bar} {bytes}/{total_bytes}  {msg}")
-        }
-        None => (ProgressBar::with_draw_target(None, target), "{spinner} {bytes}  {msg}"),
-    };
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 #[cfg(test)]

@@ -8,14 +8,11 @@ use super::{
     noun::Noun,
     open::Open,
     output::{plain, time},
-    standing::{Standing, checkpoint_of, dead, decimal, number, pause, standing},
+    standing::{Standing, checkpoint_of, dead, decimal, number, standing, why_paused},
     tail,
 };
 use crate::{
-    cell::{
-        AddedId, Consistency, Lease, Ledger, Log, Millis, Name, Session, ShardId, ShardRef, Tip, TriggerRecord,
-        TriggerState,
-    },
+    cell::{AddedId, Consistency, Lease, Ledger, Log, Millis, Name, Session, ShardId, ShardRef, Tip, TriggerRecord},
     checkpoint::Window,
 };
 use clap::Subcommand;
@@ -252,10 +249,7 @@ async fn trigger_on<'a>(
         id: record.id.as_str(),
         standing: standing(log, at.shard, checkpoint, tip.map_or(AddedId(0), |tip| tip.tip)).await?,
         done_beyond: window.map(|window| window.done_beyond()),
-        paused: match &record.state {
-            TriggerState::Paused { reason } => Some(reason),
-            TriggerState::Active | TriggerState::Retired => pause(record, checkpoint),
-        },
+        paused: why_paused(record, checkpoint),
         dead: dead(record, checkpoint),
         parked: lanes::count(ledger, &record.id, std::slice::from_ref(at)).await?,
     })

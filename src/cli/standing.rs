@@ -1,8 +1,10 @@
 //! How far a trigger is on a shard, as the tables have it.
 
 use crate::{
-    cell::{AddedId, Checkpoint, Consistency, Lease, Log, Millis, ShardId, StoreError, TriggerRecord, clock},
-    checkpoint::Window,
+    cell::{
+        AddedId, Checkpoint, Consistency, Lease, Log, Millis, ShardId, StoreError, TriggerRecord, TriggerState, clock,
+    },
+    checkpoint::lag,
 };
 use serde::Serialize;
 
@@ -31,15 +33,14 @@ pub(super) async fn standing(
 }
 
 /// What can be told without reading the log.
-fn without_log(checkpoint: Option<&Checkpoint>, tip: AddedId) -> Standing {
-    let Some(Checkpoint { low, done, .. }) = checkpoint else {
+pub(super) fn without_log(checkpoint: Option<&Checkpoint>, tip: AddedId) -> Standing {
+    let Some(checkpoint) = checkpoint else {
         // A trigger that was not started on a shard without cells has nothing to do there.
         let nothing = tip == AddedId(0);
         return Standing { low_water: None, lag_cells: nothing.then_some(0), lag_seconds: nothing.then_some(0.0) };
     };
-    let done_beyond = Window::resume(*low, done).map_or(0, |window| window.done_beyond());
-    let lag = tip.0.saturating_sub(low.0).saturating_sub(done_beyond);
-    Standing { low_water: Some(low.0), lag_cells: Some(lag), lag_seconds: (lag == 0).then_some(0.0) }
+    let lag = lag(checkpoint, tip);
+    Standing { low_water: Some(checkpoint.low.0), lag_cells: Some(lag), lag_seconds: (lag == 0).then_some(0.0) }
 }
 
 /// How long ago something was, by two clocks that may differ a little.
@@ -57,6 +58,14 @@ pub(super) fn checkpoint_of<'a>(record: &TriggerRecord, lease: Option<&'a Lease>
 pub(super) fn pause<'a>(record: &TriggerRecord, checkpoint: Option<&'a Checkpoint>) -> Option<&'a str> {
     let pause = checkpoint.and_then(|checkpoint| checkpoint.paused.as_ref());
     pause.filter(|pause| pause.generation == record.generation).map(|pause| pause.reason.as_str())
+}
+
+/// Why a trigger is not called on a shard, if it is paused: as a whole, or there alone.
+pub(super) fn why_paused<'a>(record: &'a TriggerRecord, checkpoint: Option<&'a Checkpoint>) -> Option<&'a str> {
+    match &record.state {
+        TriggerState::Paused { reason } => Some(reason),
+        TriggerState::Active | TriggerState::Retired => pause(record, checkpoint),
+    }
 }
 
 /// Cells that were parked as dead since the last resume.
@@ -77,6 +86,7 @@ pub(super) fn decimal(seconds: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Window;
 
     #[test]
     fn lag_counts_what_is_not_done() {

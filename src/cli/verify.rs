@@ -3,6 +3,7 @@
 use super::{
     Context,
     ask::Ask,
+    bar::bar,
     exit::Done,
     open::Open,
     output::{Output, plain, say},
@@ -13,7 +14,7 @@ use crate::{
     verify::{self, Estimate, Event, Finding, Group, Plan, Sample, Stopped, Summary},
 };
 use anyhow::Context as _;
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::HumanCount;
 use serde::Serialize;
 use std::{ops::ControlFlow, str::FromStr, sync::Arc, time::Duration};
 
@@ -241,7 +242,8 @@ async fn subject(open: &Open, name: &Name, plan: &Plan) -> anyhow::Result<Subjec
 /// Verifies a datastore and prints what does not hold. `None` when nobody reads it any more.
 async fn run(output: &mut Output, subject: &Subject, plan: Plan) -> anyhow::Result<Option<Summary>> {
     let name = &subject.log.datastore().name;
-    let bar = bar(subject.estimate.passes, name);
+    let template = "{msg} {wide_bar} {human_pos}/{human_len} cells, {eta} left";
+    let bar = bar(Some(subject.estimate.passes), template).with_message(name.to_string());
     let mut failed = None;
     let mut hear = |event| match event {
         Event::Passed(cells) => {
@@ -268,14 +270,6 @@ async fn run(output: &mut Output, subject: &Subject, plan: Plan) -> anyhow::Resu
         (Err(Stopped::Unheard), _) => Ok(None),
         (Err(error), _) => Err(error).with_context(|| format!("datastore {name}")),
     }
-}
-
-/// Hidden where stderr is no terminal.
-fn bar(cells: u64, name: &Name) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(cells), ProgressDrawTarget::stderr());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} cells, {eta} left");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(name.to_string())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::{
     cli::{
         Context,
         ask::Ask,
+        bar::bar,
         exit::{Done, Usage},
         open::{Open, nudge_owners, trigger},
         output::{Output, plain},
@@ -22,13 +23,11 @@ use crate::{
 };
 use anyhow::Context as _;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
-    time::Duration,
 };
 
 /// Cells that are changed at a time.
@@ -260,7 +259,7 @@ impl Work<'_> {
     /// Changes what was found, so many at a time. The first write that fails for good ends it, after those that are under way.
     async fn run(&self, output: &mut Output, found: Vec<Parked>) -> anyhow::Result<Done> {
         let all = found.len();
-        let bar = bar(all);
+        let bar = bar(Some(all as u64), "{wide_bar} {human_pos}/{human_len} cells  {per_sec}  {eta}");
         let stopped = Cell::new(false);
         let mut settled = stream::iter(found)
             .map(async |parked| match stopped.get() {
@@ -306,18 +305,13 @@ impl Work<'_> {
         if output.is_json() {
             return output.object(&DoneLine { parked: ParkedLine::of(name, parked), done });
         }
-        let verb = done.map_or("would be", Outcome::text);
+        let verb = match done {
+            Some(outcome) => outcome.text().to_owned(),
+            None => format!("would be {}", self.done().text()),
+        };
         let (row, column, places) = (plain(&parked.row_key), plain(&parked.column), places(parked));
         output.text(&format!("{verb} {}/{places} {row} {column} {}", parked.shard.shard, parked.ref_key))
     }
-}
-
-/// Hidden where stderr is no terminal.
-fn bar(cells: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(cells as u64), ProgressDrawTarget::stderr());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let style = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} cells  {per_sec}  {eta}");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 #[cfg(test)]

@@ -2,20 +2,21 @@
 
 use super::TRIES;
 use crate::{
-    cell::{AddedId, Answer, Ledger, Log, Name, ShardId, ShardRef, Tip, TriggerRecord, TriggerState},
-    checkpoint::Window,
+    cell::{Answer, Checkpoint, Lease, Ledger, Log, Name, ShardId, ShardRef, Tip, TriggerRecord, TriggerState},
+    checkpoint::lag,
     cli::{
         Context,
         ask::Ask,
+        bar::bar,
         exit::{Done, Usage},
         lanes::{self, Counts},
         open::{Open, source, trigger},
         shards::tips,
+        standing::checkpoint_of,
     },
     lease::nudge_all,
 };
 use anyhow::{Context as _, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -148,7 +149,7 @@ impl End {
 
     /// The parked cells first: when this is stopped half-way, the trigger is still there and the same command goes on.
     async fn end(&self, parked: Counts) -> anyhow::Result<()> {
-        let bar = bar(parked.all());
+        let bar = bar(Some(parked.all()), "{wide_bar} {human_pos}/{human_len} parked cells");
         let drops = async |told: &dyn Fn(u64)| {
             let (ledger, id) = (self.ledger.as_ref(), &self.record.id);
             lanes::drop_all(ledger, id, &self.shards(), told).await
@@ -179,24 +180,20 @@ impl End {
     async fn lag(&self) -> anyhow::Result<u64> {
         let tips = tips(self.log.as_ref()).await?;
         let leases = self.ledger.leases(&self.record.source).await?;
-        let windows = leases.iter().filter_map(|lease| {
-            let checkpoint = lease.checkpoints.get(&self.record.id)?;
-            // A damaged one is told as if nothing were done beyond it.
-            let window = Window::resume(checkpoint.low, &checkpoint.done);
-            Some((lease.shard.shard, window.unwrap_or_else(|_| Window::new(checkpoint.low))))
-        });
-        let windows: BTreeMap<ShardId, Window> = windows.collect();
-        Ok(tips.values().map(|tip| lag(tip, windows.get(&tip.shard), &self.record)).sum())
+        let leases: BTreeMap<ShardId, &Lease> = leases.iter().map(|lease| (lease.shard.shard, lease)).collect();
+        let checkpoint = |tip: &Tip| checkpoint_of(&self.record, leases.get(&tip.shard).copied());
+        Ok(tips.values().map(|tip| given_up(tip, checkpoint(tip), &self.record)).sum())
     }
 }
 
-fn lag(tip: &Tip, window: Option<&Window>, record: &TriggerRecord) -> u64 {
+/// Cells of a shard that it would have been called for: what was trimmed it would pass.
+fn given_up(tip: &Tip, checkpoint: Option<&Checkpoint>, record: &TriggerRecord) -> u64 {
     let start = || record.start.as_ref().and_then(|start| start.get(tip.shard.0 as usize).copied());
-    let low = match window {
-        Some(window) => AddedId(window.low().0 + window.done_beyond()),
-        None => start().unwrap_or_default(),
+    let lag = match checkpoint {
+        Some(checkpoint) => lag(checkpoint, tip.tip),
+        None => tip.tip.0.saturating_sub(start().unwrap_or_default().0),
     };
-    tip.tip.0.saturating_sub(low.max(tip.trimmed_to).0)
+    lag.min(tip.tip.0.saturating_sub(tip.trimmed_to.0))
 }
 
 /// Changes a trigger, decided anew as long as others change it too or the store does not answer; done when there is
@@ -231,17 +228,13 @@ fn print(context: &mut Context, line: &RetireLine<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Hidden where stderr is no terminal.
-fn bar(cells: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(cells), ProgressDrawTarget::stderr());
-    let template = "{wide_bar} {human_pos}/{human_len} parked cells";
-    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::{Incarnation, Millis, TriggerId};
+    use crate::{
+        cell::{AddedId, Incarnation, Millis, TriggerId},
+        checkpoint::Window,
+    };
 
     #[test]
     fn what_is_given_up_is_what_it_would_have_been_called_for() {
@@ -264,9 +257,11 @@ mod tests {
         };
         let mut window = Window::new(AddedId(10));
         window.finish(AddedId(15));
-        assert_eq!(lag(&tip(0), Some(&window), &record), 9);
-        assert_eq!(lag(&tip(0), None, &record), 13, "it was not started there, but would begin at 8");
-        assert_eq!(lag(&tip(18), None, &record), 2);
-        assert_eq!(lag(&tip(4), None, &TriggerRecord { start: None, ..record }), 16);
+        let checkpoint = Checkpoint { low: window.low(), done: window.encode().0, ..Checkpoint::default() };
+        assert_eq!(given_up(&tip(0), Some(&checkpoint), &record), 9);
+        assert_eq!(given_up(&tip(18), Some(&checkpoint), &record), 2);
+        assert_eq!(given_up(&tip(0), None, &record), 13, "it was not started there, but would begin at 8");
+        assert_eq!(given_up(&tip(18), None, &record), 2);
+        assert_eq!(given_up(&tip(4), None, &TriggerRecord { start: None, ..record }), 16);
     }
 }
