@@ -23,6 +23,7 @@ mod init;
 mod lanes;
 mod lines;
 mod man;
+mod moment;
 mod noun;
 mod observe;
 mod open;

@@ -1,14 +1,20 @@
 //! `trim`: the old part of a datastore's logs is deleted.
 
-use super::{Context, ask::Ask, exit::Done, open::Open, output::plain};
+use super::{
+    Context,
+    ask::Ask,
+    exit::Done,
+    moment::{EXAMPLES, past},
+    open::Open,
+    output::plain,
+};
 use crate::{
-    cell::{AddedId, Log, Millis, Name, ShardId, clock, setting::duration},
+    cell::{AddedId, Log, Millis, Name, ShardId},
     tail::{self, Due, Groups, Keeper},
 };
 use anyhow::Context as _;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use std::str::FromStr;
 
 /// Shards that are looked at, or trimmed, at a time.
 const PARALLEL: usize = 8;
@@ -18,8 +24,8 @@ pub(super) struct Args {
     /// The datastore.
     datastore: Name,
     /// Delete the log of the cells appended before then: a time ("2026-11-21T10:00:00Z"), or so long ago ("30d").
-    #[arg(long, value_name = "TIME")]
-    before: Before,
+    #[arg(long, value_name = "TIME", value_parser = before)]
+    before: Millis,
     /// Also delete what a trigger has not finished: it will never be called for these cells.
     #[arg(long)]
     force: bool,
@@ -27,22 +33,8 @@ pub(super) struct Args {
     ask: Ask,
 }
 
-/// A moment in the past.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Before(Millis);
-
-impl FromStr for Before {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(ago) = duration::parse(text) {
-            let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
-            return Ok(Self(Millis(clock::wall().0.saturating_sub(ago))));
-        }
-        let time = text.parse::<jiff::Timestamp>();
-        let time = time.map_err(|_| "it must be a time such as 2026-11-21T10:00:00Z, or so long ago such as 30d")?;
-        Ok(Self(Millis(time.as_millisecond())))
-    }
+fn before(text: &str) -> Result<Millis, String> {
+    past(text)?.ok_or_else(|| format!("it must be {EXAMPLES}"))
 }
 
 /// What is deleted of a shard.
@@ -70,7 +62,7 @@ pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Do
         false => open.groups(log.as_ref()).await?,
     };
     let shards = stream::iter(log.datastore().all_shards());
-    let looks = shards.map(|shard| part(log.as_ref(), &groups, shard, args.before.0));
+    let looks = shards.map(|shard| part(log.as_ref(), &groups, shard, args.before));
     let parts: Vec<Part> = looks.buffered(PARALLEL).try_collect().await?;
     let mut parts: Vec<Part> = parts.into_iter().filter(|part| part.is_any || part.kept_by.is_some()).collect();
     let cells: u64 = parts.iter().map(|part| part.to - part.trimmed_to).sum();

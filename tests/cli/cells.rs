@@ -121,7 +121,7 @@ fn a_trim_keeps_what_is_not_finished_unless_it_is_forced() {
     };
     let in_log = || home.run(&["tail", "trips"]).done().stdout.lines().count();
     let sum = |parts: &[Value], key: &str| parts.iter().map(|part| part[key].as_u64().unwrap()).sum::<u64>();
-    let trim = ["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--json"];
+    let trim = ["trim", "trips", "--before", "0s", "--json"];
     let trim = |more: &[&str]| home.run(&[&trim[..], more].concat());
 
     let mut worker = home.worker();
@@ -140,7 +140,9 @@ fn a_trim_keeps_what_is_not_finished_unless_it_is_forced() {
     trim(&[]).ended(2).says("Nobody can answer here: say --yes");
     assert_eq!(in_log(), 80);
     home.run(&["trim", "trips", "--before", "1d", "--yes", "--json"]).done().says("deleted: the log of 0 cells");
-    trim(&["--before", "yesterday"]).ended(2);
+    home.run(&["trim", "trips", "--before", "yesterday", "--yes"]).ended(2).says("or so long ago such as 1h");
+    home.run(&["trim", "trips", "--before", "2100-01-01T00:00:00Z", "--yes"]).ended(2).says("it is still to come");
+    home.run(&["tail", "trips", "--from", "2100-01-01T00:00:00Z"]).ended(2).says("it is still to come");
 
     let parts = trim(&["--yes"]).done().says("deleted: the log of 40 cells of trips").objects();
     assert!(sum(&parts, "segments") >= 4, "{parts:?}");
