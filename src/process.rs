@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 use tokio::signal::unix::{self, SignalKind};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, Layer, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What a line of the log looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,11 @@ impl LogConfig {
         };
         if self.level.trim().is_empty() {
             return Err(wrong("it is empty; \"off\" says nothing"));
+        }
+        // A word that is no level would mean a module of that name, and everything else be silent.
+        let words = self.level.split(',').map(str::trim).filter(|part| !part.is_empty() && !part.contains('='));
+        if let Some(word) = words.into_iter().find(|word| word.parse::<LevelFilter>().is_err()) {
+            return Err(wrong(&format!("{word:?} is none of error, warn, info, debug, trace and off")));
         }
         EnvFilter::builder().parse(&self.level).map_err(|error| wrong(&error.to_string()))
     }
@@ -162,7 +167,7 @@ mod tests {
         for good in ["info", "off", "cellhook=debug,warn", "cellhook::lease=trace"] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
-        for bad in ["", "cellhook=loud", "a=b=c"] {
+        for bad in ["", "cellhook=loud", "a=b=c", "warning", "infoo", "cellhook=debug,loud"] {
             assert_eq!(check(bad).unwrap_err().key, "level", "{bad}");
         }
     }

@@ -27,6 +27,11 @@ fn a_wrong_config_is_told_with_line_and_suggestion() {
     }
     home.write("[worker]\nsession = \"1s\"\n");
     home.run(&["check"]).ended(2).says("config/cellhook.toml:2: worker.session: \"1s\" is under three heartbeats");
+    home.write("[log]\nlevel = \"warning\"\n");
+    home.run(&["check"])
+        .ended(2)
+        .says("config/cellhook.toml:2: log.level")
+        .says("\"warning\" is none of error, warn, info");
     home.write("group = \"a\"\n[triggers.t]\nsource = \"trips\"\norder = \"sideways\"\n");
     home.run(&["check"]).ended(2).says("config/cellhook.toml:4: triggers.t.order: unknown value `sideways`");
     let mut command = home.command(&["check"]);
