@@ -34,6 +34,9 @@ pub enum Refusal {
     /// The body is too long.
     #[error("body has {0} bytes; at most 389120 (380 KB) are stored")]
     BodySize(usize),
+    /// Arrays and objects of the body lie too deep in each other.
+    #[error("body is nested too deep; arrays and objects may lie at most 100 deep in each other")]
+    BodyNesting,
     /// The body is no JSON text.
     #[error("body is not valid JSON: {0}")]
     BodyJson(String),
@@ -71,12 +74,14 @@ impl NewCell {
         if self.body.len() > BODY_MAX {
             return Err(Refusal::BodySize(self.body.len()));
         }
-        serde_json::from_str::<Strict>(&self.body).map_err(|error| Refusal::BodyJson(error.to_string()))?;
-        let depth = nesting(&self.body);
-        if depth > NESTING_MAX {
-            return Err(Refusal::BodyJson(format!("nested {depth} deep; at most {NESTING_MAX}")));
+        let walked = serde_json::from_str::<Strict>(&self.body).map_err(|error| error.to_string());
+        match walked {
+            // The parser's own limit is above ours.
+            Err(told) if told.starts_with("recursion limit exceeded") => Err(Refusal::BodyNesting),
+            Err(told) => Err(Refusal::BodyJson(told)),
+            Ok(_) if nesting(&self.body) > NESTING_MAX => Err(Refusal::BodyNesting),
+            Ok(_) => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -215,8 +220,9 @@ mod tests {
         }
         let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
         assert_eq!(cell("r", "c", 0, &nested(NESTING_MAX)).check(), Ok(()));
-        assert!(cell("r", "c", 0, &nested(NESTING_MAX + 1)).check().is_err());
-        assert!(cell("r", "c", 0, &nested(100_000)).check().is_err(), "and no overflow of the stack");
+        for too_deep in [NESTING_MAX + 1, 127, 128, 100_000] {
+            assert_eq!(cell("r", "c", 0, &nested(too_deep)).check(), Err(Refusal::BodyNesting), "{too_deep}");
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ enum Verb {
         /// The trigger.
         name: Name,
         /// Why; shown to whoever looks.
-        #[arg(long)]
+        #[arg(long, value_parser = reason)]
         reason: String,
         /// On this shard only.
         #[arg(long, value_name = "N")]
@@ -80,6 +80,10 @@ enum Verb {
     /// was renamed.
     #[command(after_help = "Example:\n  cellhook triggers retire bill_rider --dry-run")]
     Retire(retire::Args),
+}
+
+fn reason(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("it is empty; whoever looks wants to know why") } else { Ok(text.to_owned()) }
 }
 
 impl Args {
@@ -164,6 +168,9 @@ async fn list(context: &mut Context) -> anyhow::Result<Done> {
         lines.iter().try_for_each(|line| context.output.object(line))?;
     } else {
         table(context, lines.iter().map(|line| (&line.trigger, line.paused_shards)))?;
+    }
+    if lines.is_empty() {
+        context.output.say("no trigger is registered; a worker registers those of its config: `cellhook run`");
     }
     Ok(Done::All)
 }

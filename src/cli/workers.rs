@@ -161,7 +161,12 @@ fn list(
 ) -> anyhow::Result<Done> {
     let nothing = Held::new();
     let mut rows = Vec::new();
-    for session in sessions.iter().filter(|session| args.all || session.state != SessionState::Dead) {
+    let mut sessions = sessions.iter().filter(|session| args.all || session.state != SessionState::Dead).peekable();
+    if sessions.peek().is_none() {
+        let ended = if args.all { "" } else { "; `cellhook workers --all` also lists those that have ended" };
+        context.output.say(format_args!("no worker is there: `cellhook run` starts one{ended}"));
+    }
+    for session in sessions {
         let line = WorkerLine::of(session, held.get(&session.id).unwrap_or(&nothing));
         if context.output.is_json() {
             context.output.object(&line)?;

@@ -23,6 +23,8 @@ fn a_cell_that_is_put_can_be_got() {
     let other = home.run(&["put", "trips", "row", "BASE", "0", "--ref", "1", "--json"]).ended(3).says("digest");
     assert_eq!(other.objects()[0]["status"], "conflict");
     home.run(&["put", "trips", "row", "BASE", "no json"]).ended(3).says("refused: body is not valid JSON");
+    let deep = "[".repeat(200) + &"]".repeat(200);
+    home.run(&["put", "trips", "row", "BASE", &deep]).ended(3).says("arrays and objects may lie at most 100 deep");
     home.run(&["put", "trips", "row", "B#", "1"]).ended(3).says("contains '#'");
     home.run(&["put", "trips", "", "B", "1"]).ended(3).says("row_key has 0 bytes");
 

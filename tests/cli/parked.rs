@@ -20,7 +20,10 @@ fn parked_cells_of_one_shard_are_listed_over_all_triggers() {
     ));
     home.run(&["init"]).done();
     assert_eq!(home.run(&["parked", "--shard", "9"]).done().stdout, "", "no trigger is registered yet");
+    home.run(&["parked", "--datastore", "few"]).ended(4).says("none is registered");
     let _worker = home.worker();
+    home.run(&["parked", "--datastore", "fwe"]).ended(4).says("on the datastore fwe; they are on: few, many");
+    home.run(&["parked", "--datastore", "few", "--trigger", "b"]).ended(4).says("they are on: many");
     home.run(&["parked", "--shard", "7"]).done();
     home.run(&["parked", "--shard", "8"]).ended(2).says("there is no shard 8 of few, many");
     home.run(&["parked", "--shard", "7", "--trigger", "a"]).ended(2).says("there is no shard 7 of few");
@@ -106,6 +109,10 @@ fn parked_cells_are_told_apart_counted_and_tried_out() {
         change("drop", &["--error", "no b", "--dry-run"]).done().says("would give up 1 parked cells of bill");
     assert_eq!((key(&rehearsed.objects(), "row_key"), &rehearsed.objects()[0]["done"]), (vec!["b"], &Value::Null));
     change("retry", &["--all", "--dry-run"]).done().says("would try 3 parked cells of bill again");
+    for (verb, would) in [("retry", "would be retried "), ("drop", "would be dropped ")] {
+        let told = home.run(&["parked", verb, "--trigger", "bill", "--all", "--dry-run"]).done().stdout;
+        assert!(told.lines().count() == 3 && told.lines().all(|line| line.starts_with(would)), "{told}");
+    }
     assert_eq!(list(&[]).len(), 3, "nothing was done");
     change("drop", &["--error", "no x"]).ended(4);
     let dropped = change("drop", &["--all", "--limit", "2", "--yes"])
@@ -251,5 +258,7 @@ async fn thousands_are_given_up_up_to_a_limit() {
     assert!(cells.len() == 1000 && cells.iter().all(|cell| cell["done"] == "dropped"), "{}", cells.len());
     dropped.says("1000 dropped").says("there may be more");
     home.run(&["parked", "drop", "--trigger", "bill", "--state", "dead", "--yes"]).done().says("600 dropped");
-    assert_eq!(home.run(&["parked", "--count", "--json"]).done().stdout, "");
+    let none = home.run(&["parked", "--count", "--json"]).done().says("no cell lies parked");
+    assert_eq!(none.stdout, "");
+    home.run(&["parked"]).done().says("no cell lies parked");
 }

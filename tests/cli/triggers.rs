@@ -24,6 +24,7 @@ fn a_paused_trigger_is_not_called_until_it_is_resumed() {
     home.until(&["shards"], lag_is_gone);
     assert_eq!(fs::read_to_string(home.path("out")).unwrap(), "called\n");
     home.run(&["triggers", "pause", "none", "--reason", "x"]).ended(4);
+    home.run(&["triggers", "pause", "bill", "--reason", " "]).ended(2).says("whoever looks wants to know why");
 }
 
 #[test]

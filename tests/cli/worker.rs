@@ -110,7 +110,9 @@ fn workers_are_listed_with_what_they_hold() {
     let home = Home::with_trigger(LOG);
     home.run(&["workers"]).ended(2).says("cellhook init");
     home.run(&["init"]).done();
-    assert_eq!(home.run(&["workers"]).done().stdout, "");
+    let nobody = home.run(&["workers"]).done().says("no worker is there: `cellhook run` starts one");
+    assert_eq!(nobody.stdout, "");
+    home.run(&["triggers"]).done().says("no trigger is registered");
     let mut worker = home.worker();
     let one = home.until(&["workers"], |workers| workers.len() == 1 && workers[0]["shards"] == 4).remove(0);
     assert_eq!(

@@ -10,14 +10,17 @@ use crate::{
     cell::{Millis, Name, Parked, ParkedState, StoreError, TriggerRecord, clock},
     cli::{
         Context,
-        exit::Done,
+        exit::{Absent, Done},
         open::{Open, trigger},
         output::time,
     },
 };
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use serde::Serialize;
-use std::{collections::BTreeMap, num::NonZeroUsize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
+};
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ListArgs {
@@ -44,7 +47,9 @@ pub(super) async fn list(context: &mut Context, args: ListArgs) -> anyhow::Resul
         Some(name) => vec![trigger(ledger.as_ref(), name).await?],
         None => ledger.triggers().await?,
     };
-    triggers.retain(|trigger| args.datastore.as_ref().is_none_or(|datastore| trigger.source == *datastore));
+    if let Some(datastore) = &args.datastore {
+        triggers = on_datastore(triggers, datastore)?;
+    }
     triggers.sort_by(|a, b| a.name.cmp(&b.name));
     let reader = Reader::new(&open, ledger.as_ref(), &triggers, &args.filter, clock::wall()).await?;
     let hits = reader.read().await?;
@@ -52,6 +57,20 @@ pub(super) async fn list(context: &mut Context, args: ListArgs) -> anyhow::Resul
         true => count(context, &triggers, hits).await,
         false => each(context, &triggers, hits, args.limit.map_or(usize::MAX, NonZeroUsize::get)).await,
     }
+}
+
+/// Those of the triggers that tail a datastore.
+fn on_datastore(triggers: Vec<TriggerRecord>, datastore: &Name) -> Result<Vec<TriggerRecord>, Absent> {
+    let (there, others): (Vec<_>, Vec<_>) = triggers.into_iter().partition(|trigger| trigger.source == *datastore);
+    if !there.is_empty() {
+        return Ok(there);
+    }
+    let sources: BTreeSet<&str> = others.iter().map(|trigger| trigger.source.as_str()).collect();
+    let theirs = match sources.is_empty() {
+        true => "none is registered".into(),
+        false => format!("they are on: {}", Vec::from_iter(sources).join(", ")),
+    };
+    Err(Absent(format!("no trigger that is asked for is on the datastore {datastore}; {theirs}")))
 }
 
 type Hits<'a> = BoxStream<'a, Result<Hit, StoreError>>;
@@ -71,6 +90,9 @@ async fn each(context: &mut Context, triggers: &[TriggerRecord], hits: Hits<'_>,
     }
     let headings = ["TRIGGER", "SHARD", "ADDED_ID", "ROW", "COLUMN", "STATE", "ATTEMPTS", "NEXT_ATTEMPT", "LAST_ERROR"];
     context.output.table(headings, &rows)?;
+    if listed == 0 {
+        context.output.say("no cell lies parked, of those that are asked for");
+    }
     if listed == limit {
         context.output.say(format_args!("{limit} cells, as many as --limit says; there may be more"));
     }
@@ -113,6 +135,9 @@ async fn count(context: &mut Context, triggers: &[TriggerRecord], mut hits: Hits
         let (cells, oldest) = counts.entry((number, State::of(parked.state))).or_insert((0, parked.since));
         *cells += 1;
         *oldest = parked.since.min(*oldest);
+    }
+    if counts.is_empty() {
+        context.output.say("no cell lies parked, of those that are asked for");
     }
     let mut rows = Vec::new();
     for ((number, state), (cells, oldest)) in counts {
