@@ -46,11 +46,10 @@ systemd-analyze verify --man=no /lib/systemd/system/cellhook.service >/tmp/log 2
 [ "$(stat -c '%U %a' /var/lib/cellhook)" = "cellhook 700" ] || fail "the state directory is not the user's own"
 
 # A person edits the config; the service's command line runs as the service's user.
+sed -i 's/:9464"/:0"/' /etc/cellhook/cellhook.toml
 cat >>/etc/cellhook/cellhook.toml <<'CONFIG'
 [datastores.trips]
 shards = 4
-[metrics]
-listen = "127.0.0.1:0"
 [triggers.note]
 source = "trips"
 [triggers.note.handler]

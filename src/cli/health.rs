@@ -5,7 +5,7 @@ use super::{
     Context,
     exit::{Done, Usage},
 };
-use crate::cell::setting::duration;
+use crate::{admin::Listen, cell::setting::duration};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 use std::{
@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "ADDRESS:PORT")]
     address: Option<SocketAddr>,
     /// How long the answer may take.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     timeout: Duration,
 }
 
@@ -48,28 +48,43 @@ pub(super) async fn health(
 ) -> anyhow::Result<Done> {
     let address = match address {
         Some(address) => address,
-        None => {
-            let off = || Usage("metrics.listen is \"off\": this worker has no page to ask".into());
-            here(context.config()?.metrics.ok_or_else(off)?.address)
-        }
+        None => configured(context.config()?.metrics)?,
     };
     let page = if ready { "/readyz" } else { "/livez" };
     let url = format!("http://{address}{page}");
     let answer = timeout(limit, ask(address, page)).await;
     let answer = answer.with_context(|| format!("{url} did not answer within {}", duration::text(limit)))?;
     let (status, body) = answer.with_context(|| format!("{url} does not answer"))?;
-    let healthy = status == 200;
-    let details = serde_json::from_str(&body).unwrap_or_else(|_| body.trim().into());
+    let details: serde_json::Value = serde_json::from_str(&body).unwrap_or_else(|_| body.trim().into());
+    // A port may be another program's by now: only a worker says so.
+    let said = details[if ready { "ready" } else { "live" }].as_bool();
+    let healthy = status == 200 && said == Some(true);
     if context.output.is_json() {
         context.output.object(&Line { url: &url, status, healthy, details })?;
     } else {
         context.output.text(body.trim())?;
     }
+    if said.is_none() {
+        bail!("{url} answers with status {status}, and not as a worker does: another program listens there");
+    }
     if !healthy {
-        bail!("{url} answers with status {status}");
+        bail!("{url}: not well, status {status}");
     }
     context.output.say(format_args!("{url}: well"));
     Ok(Done::All)
+}
+
+/// Where the worker of a config listens, if it cannot be anywhere else.
+fn configured(listen: Option<Listen>) -> Result<SocketAddr, Usage> {
+    match listen {
+        None => Err(Usage("metrics.listen is \"off\": this worker has no page to ask".into())),
+        Some(Listen { address, fixed }) if fixed && address.port() != 0 => Ok(here(address)),
+        Some(_) => Err(Usage(
+            "the config has no port in metrics.listen, so its worker listens on the first that was free: write it out, or \
+             say --address with what the worker told when it started"
+                .into(),
+        )),
+    }
 }
 
 /// Where to reach what listens on every address of this host.

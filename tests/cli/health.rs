@@ -31,6 +31,11 @@ fn a_worker_tells_whether_it_is_well() {
     worker.signal(Signal::TERM);
     assert_eq!(worker.exit_code(), Some(0), "{}", worker.said());
 
+    for no_port in ["", "[metrics]\nlisten = \"127.0.0.1:0\"\n"] {
+        home.write(&format!("[store]\nkind = \"embedded\"\n{no_port}"));
+        home.run(&["health"]).ended(2).says("no port in metrics.listen").says("say --address");
+    }
+    home.run(&["health", "--timeout", "20years"]).ended(2).says("longer than ten years");
     home.write("[store]\nkind = \"embedded\"\n[metrics]\nlisten = \"off\"\n");
     home.run(&["health"]).ended(2).says("metrics.listen is \"off\"");
 }
@@ -41,7 +46,15 @@ fn a_page_that_says_no_is_told_with_its_reason() {
     let address = listener.local_addr().unwrap().to_string();
     let server = std::thread::spawn(move || {
         use std::io::{Read, Write};
-        for answer in ["HTTP/1.1 503 Service Unavailable\r\n\r\n{\"live\":false}", "SSH-2.0-x\r\n"] {
+        let (bad, good) = ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n");
+        let page = |head: &str, body: &str| format!("{head}{body}");
+        for answer in [
+            page(bad, "{\"live\":false}"),
+            "SSH-2.0-x\r\n".into(),
+            page(good, "hello"),
+            page(good, "{\"live\":true}"),
+            page(good, "{\"live\":false}"),
+        ] {
             let (mut stream, _) = listener.accept().unwrap();
             let _ = stream.read(&mut [0; 512]).unwrap();
             stream.write_all(answer.as_bytes()).unwrap();
@@ -52,5 +65,9 @@ fn a_page_that_says_no_is_told_with_its_reason() {
     let unwell = unwell.objects().remove(0);
     assert_eq!((&unwell["healthy"], &unwell["details"]["live"]), (&Value::from(false), &Value::from(false)));
     home.run(&["health", "--address", &address]).ended(1).says("is no page of a worker");
+    // Whatever it is that says yes to everything, it is no worker; nor does one that is live say that it is ready.
+    home.run(&["health", "--address", &address]).ended(1).says("another program listens there");
+    home.run(&["health", "--ready", "--address", &address]).ended(1).says("another program listens there");
+    home.run(&["health", "--address", &address]).ended(1).says("status 200");
     server.join().unwrap();
 }
