@@ -270,8 +270,9 @@ pub trait Log: Send + Sync + 'static {
     /// The cell of a column with the highest ref key, strongly consistent.
     fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>>;
 
-    /// All cells of a row, by column and ref key, strongly consistent; at most `limit`, from the first.
-    fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>>;
+    /// The cells of a row, by column and ref key, strongly consistent: those after `after`, from the first without it; all of
+    /// them, or `limit`.
+    fn row<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<StoredCell>>;
 
     /// Where the cells of a row lie, without their bodies, by column and ref key, strongly consistent: those after `after`, from
     /// the first without it. At most `limit`, or fewer where a page is full before; an empty answer means that there is none.

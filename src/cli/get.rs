@@ -7,13 +7,13 @@ use super::{
     open::Open,
     output::{ERASED, Output, body_text, plain, time},
 };
-use crate::cell::{Cell, CellKey, Log, Name, REF_KEY_MAX, RefKey};
+use crate::cell::{Cell, CellKey, Log, Name, REF_KEY_MAX, RefKey, StoredCell};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use std::path::PathBuf;
 
-/// Most cells of a row that are printed.
-const ROW_MAX: usize = 10_000;
+/// Cells of a row that are read at a time.
+const PAGE: usize = 500;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -55,16 +55,7 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
     let open = Open::new(context).await?;
     let log = open.datastore(&datastore).await?;
     let Some(column) = column else {
-        let mut cells = log.row(&row, ROW_MAX + 1).await?;
-        if cells.is_empty() {
-            return Err(Absent(format!("{datastore} has no cell of row {}", plain(&row))).into());
-        }
-        if cells.len() > ROW_MAX {
-            cells.truncate(ROW_MAX);
-            context.output.say(format_args!("the row has more cells; these are the first {ROW_MAX}"));
-        }
-        let cells: Vec<Cell> = cells.into_iter().map(|stored| stored.cell).collect();
-        return list(context, &cells);
+        return get_row(&mut context.output, log.as_ref(), &row).await;
     };
     let stored = match ref_key {
         Some(_) => log.get(&key).await?,
@@ -91,20 +82,32 @@ pub(super) async fn get(context: &mut Context, args: Args) -> anyhow::Result<Don
     Ok(Done::All)
 }
 
-fn list(context: &mut Context, cells: &[Cell]) -> anyhow::Result<Done> {
-    if context.output.is_json() {
-        cells.iter().try_for_each(|cell| context.output.cell(cell))?;
-        return Ok(Done::All);
-    }
-    let rows: Vec<[String; 6]> = cells
-        .iter()
-        .map(|cell| {
+/// All cells of a row, a page at a time.
+async fn get_row(output: &mut Output, log: &dyn Log, row: &str) -> anyhow::Result<Done> {
+    let mut rows: Vec<[String; 6]> = Vec::new();
+    let mut last: Option<CellKey> = None;
+    loop {
+        let page = log.row(row, last.as_ref(), PAGE).await?;
+        let Some(stored) = page.last() else { break };
+        last = Some(stored.cell.key.clone());
+        for StoredCell { cell, .. } in &page {
+            if output.is_json() {
+                output.cell(cell)?;
+                continue;
+            }
             let Cell { key, shard, added_id, created_at, .. } = cell;
             let (column, ref_key) = (key.column.to_string(), key.ref_key.to_string());
-            [column, ref_key, shard.to_string(), added_id.to_string(), time(*created_at), body_text(cell).into()]
-        })
-        .collect();
-    context.output.table(["COLUMN", "REF_KEY", "SHARD", "ADDED_ID", "CREATED_AT", "BODY"], &rows)?;
+            let body = body_text(cell).into();
+            rows.push([column, ref_key, shard.to_string(), added_id.to_string(), time(*created_at), body]);
+        }
+        if page.len() < PAGE {
+            break;
+        }
+    }
+    if last.is_none() {
+        return Err(Absent(format!("{} has no cell of row {}", log.datastore().name, plain(row))).into());
+    }
+    output.table(["COLUMN", "REF_KEY", "SHARD", "ADDED_ID", "CREATED_AT", "BODY"], &rows)?;
     Ok(Done::All)
 }
 

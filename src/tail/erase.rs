@@ -319,7 +319,7 @@ mod tests {
 
     /// Bodies that are left of a row: in `cells`, and in the log.
     async fn left(log: &dyn Log, row: &str) -> (usize, usize) {
-        let stored = log.row(row, 100).await.unwrap();
+        let stored = log.row(row, None, 100).await.unwrap();
         let mut in_log = 0;
         for segment in log.page(SHARD, AddedId(0), 100, Consistency::Strong).await.unwrap() {
             let cells = unpack(SHARD, &segment).unwrap();
@@ -375,7 +375,7 @@ mod tests {
             assert!(told.contains(&format!("the segment that ends at {last} cannot be read")), "{told}");
         }
         assert!(met.left[2].contains("upgrade"), "of a newer release: {}", met.left[2]);
-        assert!(log.row("a", 9).await.unwrap().iter().all(|stored| stored.cell.is_erased()));
+        assert!(log.row("a", None, 9).await.unwrap().iter().all(|stored| stored.cell.is_erased()));
     }
 
     #[tokio::test(start_paused = true)]

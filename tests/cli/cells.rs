@@ -76,6 +76,23 @@ fn a_bulk_file_goes_on_after_its_bad_lines() {
     home.run(&["put", "trips", "--file", "none.ndjson"]).ended(2).says("none.ndjson cannot be read: No such file");
 }
 
+/// More cells than any page has.
+#[test]
+fn a_row_is_got_whole() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let cell = |i| format!("{{\"row_key\":\"big\",\"column\":\"NOTE\",\"ref_key\":{i},\"body\":{i}}}\n");
+    let cells: String = (0..10_005).map(cell).collect();
+    home.run_with(&["put", "trips", "--file", "-"], &cells).done();
+    let got = home.run(&["get", "trips", "big", "--json"]).done();
+    assert_eq!(got.stderr, "");
+    assert!(
+        got.objects().iter().map(|cell| cell["ref_key"].as_u64().unwrap()).eq(0..10_005),
+        "in order, none left out"
+    );
+    assert_eq!(home.run(&["get", "trips", "big"]).done().stdout.lines().count(), 10_006, "and the headings");
+}
+
 #[test]
 fn cells_are_got_by_the_addresses_of_a_file() {
     let home = Home::with_trigger(LOG);

@@ -56,7 +56,7 @@ async fn an_empty_datastore_has_nothing(fixture: Arc<dyn Fixture>) {
     assert_eq!(log.keys(shard, AddedId(0), 10).await.unwrap(), []);
     assert_eq!(log.get(&key("r", "c", 0)).await.unwrap(), None);
     assert_eq!(log.latest("r", "c").await.unwrap(), None);
-    assert_eq!(log.row("r", 10).await.unwrap(), []);
+    assert_eq!(log.row("r", None, 10).await.unwrap(), []);
     for bucket in 0..log.datastore().buckets() {
         assert_eq!(log.tips(bucket, cellhook::cell::Consistency::Strong).await.unwrap(), []);
     }
@@ -79,7 +79,7 @@ async fn an_append_is_there_in_every_view(fixture: Arc<dyn Fixture>) {
         let stored = log.get(&new.key).await.unwrap().expect("the cell");
         assert_eq!(stored, stored_cell(new, 3, place, 1_000));
         assert_eq!(log.latest(&new.key.row_key, &new.key.column).await.unwrap(), Some(stored.clone()));
-        assert_eq!(log.row(&new.key.row_key, 10).await.unwrap(), [stored]);
+        assert_eq!(log.row(&new.key.row_key, None, 10).await.unwrap(), [stored]);
     }
     let shard = ShardId(3);
     assert_eq!(log.tip(shard).await.unwrap(), Some(tip));
@@ -149,7 +149,7 @@ async fn existing_cells_are_refused_with_what_is_stored(fixture: Arc<dyn Fixture
         vec![(1, stored_cell(&cell("a", "x", 0), 1, 1, 1_000)), (3, stored_cell(&cell("c", "x", 0), 1, 3, 1_000))];
     assert_eq!(answer, Committed::Refused(Refused { cells, ..Refused::default() }));
     assert_eq!(log.tip(ShardId(1)).await.unwrap(), Some(tip));
-    assert_eq!(log.row("new", 10).await.unwrap(), [], "the others of the batch were not stored either");
+    assert_eq!(log.row("new", None, 10).await.unwrap(), [], "the others of the batch were not stored either");
 }
 
 async fn all_failed_conditions_are_told(fixture: Arc<dyn Fixture>) {
@@ -198,7 +198,7 @@ async fn sixteen_writers_have_one_winner_a_place(fixture: Arc<dyn Fixture>) {
     assert_eq!(keys.len() as u64, ROUNDS, "one segment a place");
     let mut rows = 0;
     for writer in 0..16 {
-        rows += log.row(&format!("w{writer}"), 100).await.unwrap().len() as u64;
+        rows += log.row(&format!("w{writer}"), None, 100).await.unwrap().len() as u64;
     }
     assert_eq!(rows, ROUNDS, "and one cell");
 }
@@ -207,7 +207,7 @@ async fn the_largest_append_is_accepted(fixture: Arc<dyn Fixture>) {
     let log = fixture.log(1).await;
     let tip = append(&log, 0, None, (0..98).map(|at| cell("many", "x", at)).collect()).await;
     assert_eq!(tip.tip, AddedId(98));
-    assert_eq!(log.row("many", 200).await.unwrap().len(), 98);
+    assert_eq!(log.row("many", None, 200).await.unwrap().len(), 98);
 
     let (row, column) = ("r".repeat(1024), "c".repeat(255));
     let body = format!("\"{}\"", "x".repeat(BODY_MAX - 2));
@@ -234,7 +234,7 @@ async fn too_many_cells_or_too_large_ones_are_invalid(fixture: Arc<dyn Fixture>)
         assert_eq!(error.kind, ErrorKind::Invalid, "{what}: {error}");
     }
     assert_eq!(log.tip(ShardId(0)).await.unwrap(), None);
-    assert_eq!(log.row("ok", 10).await.unwrap(), []);
+    assert_eq!(log.row("ok", None, 10).await.unwrap(), []);
 }
 
 async fn odd_texts_survive(fixture: Arc<dyn Fixture>) {

@@ -38,7 +38,7 @@ async fn an_erased_cell_keeps_its_place(fixture: Arc<dyn Fixture>) {
     assert!(wanted.cell.is_erased());
     assert_eq!(log.get(&new.key).await.unwrap().as_ref(), Some(&wanted));
     assert_eq!(log.latest("r", "x").await.unwrap().as_ref(), Some(&wanted), "the latest is the latest, erased or not");
-    assert_eq!(log.row("r", 9).await.unwrap()[1], wanted);
+    assert_eq!(log.row("r", None, 9).await.unwrap()[1], wanted);
     assert_eq!(log.get_all(std::slice::from_ref(&new.key)).await.unwrap()[0].as_ref(), Some(&wanted));
     assert!(!log.get(&key("r", "x", 1)).await.unwrap().unwrap().cell.is_erased(), "the other has its body");
     let place = |at, erased| {

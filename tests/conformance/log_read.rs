@@ -111,9 +111,14 @@ async fn a_row_comes_in_order_and_within_its_limit(fixture: Arc<dyn Fixture>) {
     append(&log, 0, None, cells.map(|(row, column, at)| cell(row, column, at)).to_vec()).await;
     let wanted = [("a", 9), ("a", 10), ("b", 1), ("b", 2)].map(|(column, at)| key("r", column, at));
     for limit in [0, 1, 3, 4, 100] {
-        let row = log.row("r", limit).await.unwrap();
+        let row = log.row("r", None, limit).await.unwrap();
         let found: Vec<_> = row.into_iter().map(|stored| stored.cell.key).collect();
         assert_eq!(found, wanted[..limit.min(4)], "limit {limit}");
+    }
+    for (at, after) in wanted.iter().enumerate() {
+        let row = log.row("r", Some(after), 2).await.unwrap();
+        let found: Vec<_> = row.into_iter().map(|stored| stored.cell.key).collect();
+        assert_eq!(found, wanted[at + 1..(at + 3).min(4)], "after {after:?}");
     }
 }
 
@@ -124,10 +129,10 @@ async fn a_row_larger_than_a_page_comes_whole(fixture: Arc<dyn Fixture>) {
         let body = format!("\"{}\"", "x".repeat(300 * 1024));
         tip = Some(append(&log, 0, tip, vec![NewCell { body: body.into(), ..cell("r", "x", at) }]).await);
     }
-    let row = log.row("r", 100).await.unwrap();
+    let row = log.row("r", None, 100).await.unwrap();
     assert_eq!(row.iter().map(|stored| stored.cell.key.ref_key).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
     assert!(row.iter().all(|stored| stored.cell.body.len() == 300 * 1024 + 2));
-    assert_eq!(log.row("r", 5).await.unwrap().len(), 5);
+    assert_eq!(log.row("r", None, 5).await.unwrap().len(), 5);
 }
 
 async fn a_bucket_has_the_tips_of_its_shards(fixture: Arc<dyn Fixture>) {
@@ -184,7 +189,7 @@ async fn deleted_segments_are_gone_and_their_cells_stay(fixture: Arc<dyn Fixture
     assert_eq!(log.segment(shard, AddedId(2)).await.unwrap(), None);
     let settled = log.settle(shard, AddedId(4)).await.unwrap();
     assert_eq!((settled.segment, settled.tip.unwrap().trimmed_to), (None, AddedId(4)));
-    assert_eq!(log.row("r0", 10).await.unwrap().len(), 6, "cells are never trimmed");
+    assert_eq!(log.row("r0", None, 10).await.unwrap().len(), 6, "cells are never trimmed");
     fill(&log, 0, &[1]).await;
     assert_eq!(log.tip(shard).await.unwrap().unwrap().tip, AddedId(7));
 }

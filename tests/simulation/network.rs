@@ -233,8 +233,8 @@ impl<L: Log> Log for FarLog<L> {
     fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>> {
         far!(self, latest(row: row_key.to_owned() => &row, column: column.to_owned() => &column))
     }
-    fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>> {
-        far!(self, row(row: row_key.to_owned() => &row, limit: limit => limit))
+    fn row<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<StoredCell>> {
+        far!(self, row(row: row_key.to_owned() => &row, after: after.cloned() => after.as_ref(), limit: limit => limit))
     }
     fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>> {
         far!(self, places(row: row_key.to_owned() => &row, after: after.cloned() => after.as_ref(), limit: limit => limit))

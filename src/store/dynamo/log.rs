@@ -248,9 +248,9 @@ impl Log for DynamoLog {
         })
     }
 
-    fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>> {
+    fn row<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<StoredCell>> {
         Box::pin(async move {
-            let query = self.cells_of(row_key, limit).key_condition_expression("#row = :row");
+            let query = self.cells_after(row_key, after, limit);
             let found = follow(&self.tables.cells, query, limit).await?;
             found.into_iter().take(limit).map(|item| self.decode_cell(item, "Query")).collect()
         })
@@ -259,17 +259,10 @@ impl Log for DynamoLog {
     fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>> {
         Box::pin(async move {
             let names = items::CELL_PLACE_ATTRIBUTES.into_iter().map(|name| (format!("#{name}"), name.to_owned()));
-            let query = self
-                .cells_of(row_key, limit)
-                .set_expression_attribute_names(Some(names.collect()))
-                .expression_attribute_names("#row", "row_key")
-                .projection_expression("#row_key, #cell, #shard, #added_id, #erased");
-            let query = match after.map(items::cell_key).and_then(|mut key| key.remove("cell")) {
-                None => query.key_condition_expression("#row = :row"),
-                Some(after) => query
-                    .key_condition_expression("#row = :row AND #cell > :after")
-                    .expression_attribute_values(":after", after),
-            };
+            let query = names.fold(self.cells_after(row_key, after, limit), |query, (placeholder, name)| {
+                query.expression_attribute_names(placeholder, name)
+            });
+            let query = query.projection_expression("#row_key, #cell, #shard, #added_id, #erased");
             let found = follow(&self.tables.cells, query, 1).await?;
             let found: Result<Vec<_>, _> = found.into_iter().map(items::cell_place).collect();
             found.map_err(|why| undecodable(&self.tables.cells, "Query", why))
@@ -502,6 +495,18 @@ impl DynamoLog {
             .expression_attribute_values(":row", s(row_key))
             .consistent_read(true)
             .limit(i32::try_from(limit).map_or(QUERY_LIMIT, |limit| limit.clamp(1, QUERY_LIMIT)))
+    }
+
+    /// Those of them after one, in the order of the table.
+    fn cells_after(&self, row_key: &str, after: Option<&CellKey>, limit: usize) -> QueryFluentBuilder {
+        let query = self.cells_of(row_key, limit);
+        match after.map(items::cell_key).and_then(|mut key| key.remove("cell")) {
+            None => query.key_condition_expression("#row = :row"),
+            Some(after) => query
+                .key_condition_expression("#row = :row AND #cell > :after")
+                .expression_attribute_names("#cell", "cell")
+                .expression_attribute_values(":after", after),
+        }
     }
 
     /// The datastore's own item.

@@ -114,7 +114,7 @@ async fn impossible_records_are_undecodable_for_every_reader() {
     }
     undecodable("get", log.get(&key).await);
     undecodable("latest", log.latest("a", "x").await);
-    undecodable("row", log.row("a", 9).await);
+    undecodable("row", log.row("a", None, 9).await);
     undecodable("page", log.page(shard, AddedId(0), 9, Consistency::Strong).await);
     undecodable("keys", log.keys(shard, AddedId(0), 9).await);
     undecodable("segment", log.segment(shard, one).await);

@@ -81,11 +81,14 @@ impl Tables {
         Committed::Accepted
     }
 
-    fn row<'a>(&'a self, row_key: &str) -> impl DoubleEndedIterator<Item = &'a StoredCell> + use<'a> {
+    fn row<'a>(&'a self, row_key: &str, after: Option<&CellKey>) -> impl Iterator<Item = &'a StoredCell> + use<'a> {
         let from = CellKey { row_key: row_key.into(), column: "".into(), ref_key: 0 };
         let row = from.row_key.clone();
         let mut cells: Vec<_> = self.cells.range(from..).take_while(|(key, _)| key.row_key == row).collect();
         cells.sort_by_cached_key(|(key, _)| sort_key(key));
+        if let Some(after) = after.map(sort_key) {
+            cells.retain(|(key, _)| sort_key(key) > after);
+        }
         cells.into_iter().map(|(_, cell)| cell)
     }
 
@@ -139,16 +142,13 @@ impl Log for MemoryLog {
         ready(self.tables().cells.range(from..=to).next_back().map(|(_, cell)| cell.clone()))
     }
 
-    fn row<'a>(&'a self, row_key: &'a str, limit: usize) -> Out<'a, Vec<StoredCell>> {
-        ready(self.tables().row(row_key).take(limit).cloned().collect())
+    fn row<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<StoredCell>> {
+        ready(self.tables().row(row_key, after).take(limit).cloned().collect())
     }
 
     fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>> {
         let tables = self.tables();
-        let after = after.map(sort_key);
-        let later =
-            tables.row(row_key).filter(|stored| after.as_ref().is_none_or(|after| sort_key(&stored.cell.key) > *after));
-        let places = later.take(limit).map(|StoredCell { cell, .. }| CellPlace {
+        let places = tables.row(row_key, after).take(limit).map(|StoredCell { cell, .. }| CellPlace {
             key: cell.key.clone(),
             shard: cell.shard,
             added_id: cell.added_id,
