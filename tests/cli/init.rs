@@ -6,7 +6,14 @@ use super::{
 };
 use crate::conformance::local::Server;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 const TRIPS: &str = "[datastores.trips]\n";
 const TABLES: [&str; 5] = ["trips.cells", "trips.log", "trips.tips", "default.control", "default.parked"];
@@ -124,6 +131,27 @@ fn a_table_with_another_key_is_refused() {
         }),
     );
     home.run(&["init"]).ended(2).says("table trips.cells is not one of cellhook's: it has another key");
+}
+
+/// A store that never answers is most likely none: nobody waits for it as for a table that is being made.
+#[test]
+fn a_store_that_never_answers_is_not_asked_for_long() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            drop(stream);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let home = Home::with(&format!(
+        "[store]\nkind = \"dynamodb\"\nendpoint = \"http://{address}\"\nregion = \"eu-central-1\"\n{TRIPS}"
+    ));
+    home.run(&["init"]).ended(5).says("trips.cells: no usable answer");
+    // Those of one request, with what the HTTP client tries by itself.
+    assert!(asked.load(Ordering::Relaxed) < 5, "{asked:?}");
 }
 
 #[test]

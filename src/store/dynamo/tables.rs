@@ -141,7 +141,8 @@ impl Table {
 }
 
 /// Makes those of the tables that are missing and waits until all can be used. Gives the names of the made ones and
-/// the first that is not ours. Repeats by itself what may pass, within a limit.
+/// the first that is not ours. Repeats by itself what may pass, within a limit; but not
+/// for a store that never answered: most likely there is none where it was looked for.
 pub(crate) async fn make_all(
     client: &Client,
     tables: &[Table],
@@ -149,9 +150,10 @@ pub(crate) async fn make_all(
 ) -> Result<(Vec<String>, Option<String>), StoreError> {
     let deadline = Instant::now() + READY_WITHIN;
     let mut made = Vec::new();
+    let mut answered = false;
     let mut pause = Duration::from_millis(20);
     loop {
-        match step(client, tables, settings, &mut made).await {
+        match step(client, tables, settings, &mut made, &mut answered).await {
             Ok(Step::Ready) => return Ok((made, None)),
             Ok(Step::Foreign(table)) => return Ok((made, Some(table))),
             Ok(Step::Wait(table)) if Instant::now() >= deadline => {
@@ -160,7 +162,11 @@ pub(crate) async fn make_all(
             }
             Ok(Step::Wait(_)) => {}
             Err(error) => {
-                let passes = matches!(error.kind, ErrorKind::Unanswered | ErrorKind::Throttled | ErrorKind::Conflict);
+                let passes = match error.kind {
+                    ErrorKind::Throttled | ErrorKind::Conflict => true,
+                    ErrorKind::Unanswered => answered,
+                    _ => false,
+                };
                 if !passes || Instant::now() >= deadline {
                     return Err(error);
                 }
@@ -183,10 +189,13 @@ async fn step(
     tables: &[Table],
     settings: &TableSettings,
     made: &mut Vec<String>,
+    answered: &mut bool,
 ) -> Result<Step, StoreError> {
     let mut wait = None;
     for table in tables {
-        match table.look(client).await? {
+        let found = table.look(client).await?;
+        *answered = true;
+        match found {
             Found::Ready => {}
             Found::Foreign => return Ok(Step::Foreign(table.name.clone())),
             Found::Missing => {
