@@ -17,7 +17,7 @@ pub const SCHEMA: u32 = 1;
 
 /// A request that did not come to an answer of the kind that was asked for.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} on table {table}: {kind}")]
+#[error("{operation} on table {table}: {kind}{}", doubt(*kind, operation))]
 pub struct StoreError {
     /// What to do next.
     pub kind: ErrorKind,
@@ -28,6 +28,17 @@ pub struct StoreError {
     /// What was told to us.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What a write that got no answer leaves open. Of DynamoDB's operations, these only read.
+fn doubt(kind: ErrorKind, operation: &str) -> &'static str {
+    let reads = ["BatchGet", "Describe", "Get", "List", "Query", "Scan", "TransactGet"];
+    match kind {
+        ErrorKind::Unanswered if !reads.iter().any(|read| operation.starts_with(read)) => {
+            "; it may or may not have been applied"
+        }
+        _ => "",
+    }
 }
 
 /// Failures of a request by what follows from them.
@@ -71,7 +82,7 @@ impl ErrorKind {
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unanswered => "no usable answer; a write may or may not have been applied",
+            Self::Unanswered => "no usable answer",
             Self::Throttled => "throttled",
             Self::Conflict => "conflict with another transaction",
             Self::Invalid => "refused as invalid",
@@ -381,4 +392,21 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_write_without_an_answer_may_have_been_applied() {
+        let told = |kind, operation| StoreError { kind, table: "t".into(), operation, source: None }.to_string();
+        for reads in ["GetItem", "BatchGetItem", "Query", "Scan", "TransactGetItems", "DescribeTable"] {
+            assert_eq!(told(ErrorKind::Unanswered, reads), format!("{reads} on table t: no usable answer"));
+        }
+        for writes in ["PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems", "CreateTable", "TagResource"] {
+            assert!(told(ErrorKind::Unanswered, writes).ends_with("; it may or may not have been applied"), "{writes}");
+            assert_eq!(told(ErrorKind::Throttled, writes), format!("{writes} on table t: throttled"));
+        }
+    }
 }

@@ -15,6 +15,9 @@ use std::{process::ExitCode, sync::Arc};
 pub(super) const CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or config, 3 some input refused or in conflict, \
                                 4 not found, 5 store out of reach.";
 
+/// The store does not do what it is asked for.
+const OUT_OF_REACH: u8 = 5;
+
 /// A verb that ran to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Done {
@@ -38,8 +41,8 @@ pub(super) struct Usage(pub(super) String);
 #[error("{0}")]
 pub(super) struct Absent(pub(super) String);
 
-/// Tells what went wrong and gives the code.
-pub(super) fn code(ended: anyhow::Result<Done>) -> ExitCode {
+/// Tells what went wrong and gives the code. `store` is the one that was opened.
+pub(super) fn code(ended: anyhow::Result<Done>, store: Option<&str>) -> ExitCode {
     let code = match ended {
         Ok(Done::All) => 0,
         Ok(Done::Partly) => 3,
@@ -49,7 +52,11 @@ pub(super) fn code(ended: anyhow::Result<Done>) -> ExitCode {
         Err(error) if error.is::<Unheard>() => 0,
         Err(error) => {
             say(format_args!("cellhook: {}", chain(error.as_ref())));
-            code_of(&error)
+            let code = code_of(&error);
+            if let (OUT_OF_REACH, Some(store)) = (code, store) {
+                say(format_args!("cellhook: the store is {store}; see that this host can reach and use it"));
+            }
+            code
         }
     };
     ExitCode::from(code)
@@ -84,7 +91,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     match cause.downcast_ref::<OpenError>()? {
         OpenError::Store(error) => code_of_kind(error.kind),
-        OpenError::File(_) => Some(5),
+        OpenError::File(_) => Some(OUT_OF_REACH),
         // What the config says and what is there do not fit, or `init` was not run.
         _ => Some(2),
     }
@@ -99,7 +106,7 @@ fn code_of_kind(kind: ErrorKind) -> Option<u8> {
         | ErrorKind::Conflict
         | ErrorKind::Denied
         | ErrorKind::Credentials
-        | ErrorKind::Broken => Some(5),
+        | ErrorKind::Broken => Some(OUT_OF_REACH),
     }
 }
 

@@ -42,11 +42,14 @@ mod trim;
 mod verify;
 mod workers;
 
-use crate::config::{Config, ConfigError, Environment, load};
+use crate::{
+    config::{Config, ConfigError, Environment, load},
+    store::Store,
+};
 use clap::{Parser, Subcommand};
 use exit::Done;
 use output::Output;
-use std::{path::PathBuf, process::ExitCode};
+use std::{cell::OnceCell, path::PathBuf, process::ExitCode};
 
 /// A daemon that calls your code for every change, and never loses one.
 #[derive(Debug, Parser)]
@@ -153,11 +156,18 @@ struct Context {
     file: Option<PathBuf>,
     environment: Environment,
     output: Output,
+    /// What it opened, in words, once it did.
+    store: OnceCell<String>,
 }
 
 impl Context {
     fn config(&self) -> Result<Config, ConfigError> {
         load(self.file.as_deref(), &self.environment)
+    }
+
+    /// This is the store that is used from now on.
+    fn opened(&self, config: &Config, store: &Store) {
+        self.store.get_or_init(|| format!("{}, as {} says", store.describe(), config.file.display()));
     }
 }
 
@@ -167,8 +177,9 @@ pub fn main() -> ExitCode {
     // A wrong command line ends here, with code 2.
     let Cli { config, json, verb } = Cli::parse();
     let output = Output::to_stdout(json, verb.changes());
-    let mut context = Context { file: config, environment: Environment::of_process(), output };
-    exit::code(act(&mut context, verb))
+    let mut context = Context { file: config, environment: Environment::of_process(), output, store: OnceCell::new() };
+    let ended = act(&mut context, verb);
+    exit::code(ended, context.store.get().map(String::as_str))
 }
 
 fn act(context: &mut Context, verb: Verb) -> anyhow::Result<Done> {

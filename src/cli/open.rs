@@ -26,6 +26,7 @@ impl Open {
     pub(super) async fn new(context: &Context) -> anyhow::Result<Self> {
         let config = context.config()?;
         let store = Store::open(&config.store).await?;
+        context.opened(&config, &store);
         Ok(Self { config, store })
     }
 
