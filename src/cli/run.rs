@@ -6,7 +6,6 @@ use super::{
     exit::Done,
     init,
     observe::{Observer, SAMPLES, Settings},
-    output::say,
     status,
 };
 use crate::{
@@ -53,7 +52,7 @@ pub(super) async fn run(context: &mut Context, Args {}: Args) -> anyhow::Result<
             manager.stopping();
             return Ok(left);
         }
-        life = begin(config) => life?,
+        life = begin(context, config) => life?,
     };
     let Life { mut config, mut crew, worker, watch, observer, admin } = life;
 
@@ -130,9 +129,11 @@ async fn leave(signals: &mut Signals, reload_wanted: &mut bool) -> Done {
 }
 
 /// Opens what the config names and registers its triggers.
-async fn begin(config: Config) -> anyhow::Result<Life> {
+async fn begin(context: &Context, config: Config) -> anyhow::Result<Life> {
     let store = Store::open(&config.store).await?;
-    say(format_args!("cellhook {}: {}, config {}", env!("CARGO_PKG_VERSION"), store.describe(), config.file.display()));
+    context.opened(&config, &store);
+    let (version, file) = (env!("CARGO_PKG_VERSION"), config.file.display());
+    tracing::info!(version, store = %store.describe(), config = %file, "starting");
     if store.kind() == Kind::Embedded {
         // Nobody pays for tables in a file. On DynamoDB, `init` is a decision of its own.
         init::make_all(&config, &store).await?;
@@ -172,7 +173,7 @@ async fn begin(config: Config) -> anyhow::Result<Life> {
     };
     let observer = Observer::new(watch.clone(), sources, config.triggers.keys().cloned(), settings);
     if let Some(admin) = &admin {
-        say(format_args!("metrics on http://{}/metrics", admin.address()));
+        tracing::info!(url = %format_args!("http://{}/metrics", admin.address()), "metrics are served");
     }
     let shards: u32 = config.datastores.values().map(|datastore| datastore.shards).sum();
     tracing::info!(group = %config.group, triggers = config.triggers.len(), shards, "working");

@@ -31,7 +31,7 @@ impl Log {
             column = &*cell.key.column,
             ref_key = cell.key.ref_key,
             attempt,
-            %epoch,
+            epoch = epoch.0,
             body,
             "event"
         );

@@ -171,14 +171,14 @@ impl Minder {
         for task in self.tasks.values_mut() {
             let (shard, still) = (&task.shard, task.its.look());
             if still == ABORTED_AFTER {
-                tracing::error!(%shard, epoch = %task.epoch,
+                tracing::error!(%shard, epoch = task.epoch.0,
                     "the task of this shard does not turn: a handler blocks its thread. It is aborted, the shard claimed anew");
                 metrics::shard_task_aborted();
                 task.its.turns.give_up();
                 task.handle.abort();
             }
             if still == STUCK_AFTER {
-                tracing::error!(%shard, epoch = %task.epoch,
+                tracing::error!(%shard, epoch = task.epoch.0,
                     "the aborted task of this shard does not end: the process has to be started anew");
             }
             if still >= STUCK_AFTER {

@@ -51,6 +51,18 @@ fn every_change_of_an_owner_is_told_with_its_reason() {
     assert_eq!(first.exit_code(), Some(0), "{}", first.said());
     let gave = told(&first.said(), "handed shards over");
     assert_eq!(gave.last().unwrap()["reason"], "this worker leaves", "{gave:?}");
+
+    // From the first line to the last.
+    let said = first.said();
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let (starting, pages) = (&lines[0], &lines[1]);
+    assert!(
+        starting["store"].as_str().unwrap().ends_with("config/cellhook.db (embedded, this host only)"),
+        "{starting}"
+    );
+    assert_eq!((&starting["message"], &starting["config"]), (&"starting".into(), &"./config/cellhook.toml".into()));
+    assert!(pages["url"].as_str().unwrap().ends_with("/metrics"), "{pages}");
+    assert_eq!(lines.last().unwrap()["message"], "stopped");
 }
 
 #[test]
@@ -59,6 +71,8 @@ fn an_operator_who_takes_a_shard_is_told() {
     let worker = home.worker();
     home.run(&["put", "trips", "row", "BASE", "1"]).done();
     home.until(&["shards"], lag_is_gone);
+    let event = told(&worker.said(), "event").remove(0);
+    assert!(event["epoch"].is_u64() && event["ref_key"].is_u64(), "{event}");
     home.run(&["checkpoint", "rewind", "bill", "--to", "oldest", "--yes"]).done();
     worker.hears("lost shards");
     let lost = told(&worker.said(), "lost shards");

@@ -19,7 +19,7 @@ fn a_worker_that_nobody_listens_to_works() {
 fn a_worker_handles_what_is_put_and_leaves_at_a_signal() {
     let home = Home::with_trigger(&shell("cat >> out; echo >> out"));
     let mut worker = home.worker();
-    worker.hears("this host only");
+    worker.hears("config/cellhook.db (embedded, this host only)");
     for row in ["a", "b", "c"] {
         home.run(&["put", "trips", row, "BASE", "{\"fare\": 12}"]).done();
     }
