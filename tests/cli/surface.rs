@@ -115,6 +115,42 @@ fn every_verb_has_help_and_a_wrong_line_is_a_usage_error() {
     home.run(&["put", "trips", "row", "C", "1", "--ref", "9223372036854775808"]).ended(2);
 }
 
+/// Where a person puts it first.
+#[test]
+fn options_of_all_verbs_stand_between_noun_and_verb_too_and_those_of_a_list_do_not() {
+    let home = Home::with_trigger(LOG);
+    home.run(&["init"]).done();
+    let _worker = home.worker();
+    home.until(&["triggers"], |triggers| triggers.len() == 1);
+    let id = home.run(&["workers", "--json"]).done().objects()[0]["id"].as_str().unwrap().to_owned();
+    for (noun, verb) in [
+        ("parked", &["list"][..]),
+        ("parked", &["list", "--trigger", "bill"]),
+        ("shards", &["list", "trips"]),
+        ("shards", &["show", "trips", "1"]),
+        ("workers", &["list", "--all"]),
+        ("workers", &["show", &id]),
+        ("triggers", &["list"]),
+        ("triggers", &["show", "bill"]),
+        ("checkpoint", &["show", "bill"]),
+    ] {
+        let between = [&[noun, "--json", "--config", "config/cellhook.toml"], verb].concat();
+        let between = home.run(&between).done();
+        let behind = home.run(&[&[noun], verb, &["--json"]].concat()).done();
+        assert_eq!(between.objects().len(), behind.objects().len(), "{noun} {verb:?}");
+        assert!(between.stdout.is_empty() || between.stdout.starts_with('{'), "{between:?}");
+    }
+    for words in [
+        &["parked", "--trigger", "bill", "drop", "--trigger", "bill", "--all"][..],
+        &["parked", "--count", "list"],
+        &["shards", "trips", "show", "trips", "1"],
+        &["workers", "--all", "show", &id],
+    ] {
+        let told = home.run(words).ended(2).says("stands before the verb");
+        assert!(told.stderr.contains("Usage: cellhook"), "{told:?}");
+    }
+}
+
 #[test]
 fn the_conclusion_comes_after_the_data() {
     let home = Home::with_trigger(&shell("exit 65"));
@@ -151,7 +187,13 @@ fn a_store_out_of_reach_has_its_own_code() {
     let home = Home::with(&format!(
         "[store]\nkind = \"dynamodb\"\nendpoint = \"http://{nobody}\"\nregion = \"eu-central-1\"\n[datastores.trips]\n"
     ));
-    home.run(&["shards"]).ended(5);
+    for words in [&["shards"][..], &["put", "trips", "row", "BASE", "1"], &["init"], &["run"]] {
+        let told = home.run(words).ended(5).says("GetItem on table ").says(": no usable answer");
+        assert!(!told.stderr.contains("applied"), "it read: {told:?}");
+        told.says(&format!(
+            "the store is DynamoDB at http://{nobody}, region eu-central-1, as ./config/cellhook.toml says"
+        ));
+    }
     let home = Home::with("[store]\nkind = \"embedded\"\npath = \"/proc/nowhere/x.db\"\n[datastores.trips]\n");
     home.run(&["shards"]).ended(5).says("/proc/nowhere");
 }
