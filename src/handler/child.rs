@@ -92,8 +92,7 @@ pub(super) struct Tally {
 /// A place for a child.
 pub(super) struct Seat {
     pub(super) trigger: Name,
-    /// For logs: trigger and number.
-    pub(super) name: Arc<str>,
+    /// Of the children of the trigger.
     pub(super) index: usize,
     pub(super) program: Arc<Program>,
     pub(super) pool: mpsc::Sender<Notice>,
@@ -130,15 +129,15 @@ impl Seat {
                 rest = REST_MIN;
             }
             match (stopping, up) {
-                (true, _) => debug!(child = %self.name, why, "child ended"),
+                (true, _) => debug!(trigger = %self.trigger, child = self.index, why, "child ended"),
                 (false, Some(_)) => {
                     metrics::child_ended(self.trigger.as_str(), "ended");
-                    warn!(child = %self.name, why, ?rest, "child ended; another is started after a rest")
+                    warn!(trigger = %self.trigger, child = self.index, why, ?rest, "child ended; another is started after a rest")
                 }
                 (false, None) => {
                     metrics::child_ended(self.trigger.as_str(), "not_started");
                     self.tally.failed_starts.fetch_add(1, Ordering::Relaxed);
-                    error!(child = %self.name, why, ?rest, "child could not be started; tried again after a rest");
+                    error!(trigger = %self.trigger, child = self.index, why, ?rest, "child could not be started; tried again after a rest");
                 }
             }
             let why = if up.is_some() {
@@ -164,7 +163,7 @@ impl Seat {
             Ok(started) => started,
             Err(error) => return never(self.program.blame(&error)),
         };
-        let mut mutter = Mutter::new(self.name.clone(), pipes.stderr);
+        let mut mutter = Mutter::new(self.trigger.clone(), Some(self.index), pipes.stderr);
         let (mut stdin, mut stdout) = (Some(pipes.stdin), pipes.stdout);
         let mut lines = Lines::new(LINE_MAX);
 
@@ -181,7 +180,7 @@ impl Seat {
             }
         };
         let up = Instant::now();
-        info!(child = %self.name, concurrency, "child is ready");
+        info!(trigger = %self.trigger, child = self.index, concurrency, "child is ready");
         // The pool gives a child as many calls as it takes, so there is always room.
         let (sender, mut jobs) = mpsc::channel(concurrency);
         let notice = Notice::Up { seat: self.index, concurrency, jobs: sender };
@@ -278,7 +277,7 @@ impl Seat {
             {
                 told = true;
                 if *closed != Closed::Stopping {
-                    warn!(child = %self.name, why = ?closed, "child gets no more calls, and is killed after those that it has");
+                    warn!(trigger = %self.trigger, child = self.index, why = ?closed, "child gets no more calls, and is killed after those that it has");
                 }
                 let mut back = talk.take_back();
                 back.extend(take_rest(jobs));
@@ -337,7 +336,7 @@ impl Seat {
                 wrote = write, if !out.is_empty() => match wrote {
                     Ok(n) => talk.wrote(n),
                     Err(error) => {
-                        debug!(child = %self.name, %error, "child reads no more");
+                        debug!(trigger = %self.trigger, child = self.index, %error, "child reads no more");
                         *stdin = None;
                         talk.close(Closed::Deaf);
                     }
@@ -357,12 +356,14 @@ impl Seat {
         while let Some(line) = lines.next() {
             match talk.hear(&line) {
                 Heard::Answer => {}
-                Heard::Late => debug!(child = %self.name, "an answer came after the call's time"),
+                Heard::Late => {
+                    debug!(trigger = %self.trigger, child = self.index, "an answer came after the call's time")
+                }
                 Heard::Fault(what) => {
                     metrics::protocol_fault(self.trigger.as_str());
                     self.tally.faults.fetch_add(1, Ordering::Relaxed);
                     if talk.faults() <= FAULTS_LOGGED {
-                        warn!(child = %self.name, fault = talk.faults(), what, "child does not keep to the protocol");
+                        warn!(trigger = %self.trigger, child = self.index, fault = talk.faults(), what, "child does not keep to the protocol");
                     }
                 }
             }

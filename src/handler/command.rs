@@ -29,13 +29,13 @@ const LINES_MAX: usize = 100;
 
 /// A handler that starts a process for each event.
 pub struct Command {
-    name: Arc<str>,
+    trigger: Name,
     program: Program,
 }
 
 impl Command {
     pub(super) fn new(trigger: &Name, program: Program) -> Self {
-        Self { name: trigger.as_str().into(), program }
+        Self { trigger: trigger.clone(), program }
     }
 
     /// Runs the program for one event.
@@ -62,19 +62,19 @@ impl Command {
                 };
             }
         };
-        let mut mutter = Mutter::new(self.name.clone(), pipes.stderr);
+        let mut mutter = Mutter::new(self.trigger.clone(), None, pipes.stderr);
         let work = async {
             tokio::select! {
                 biased;
                 status = group.ended() => status,
-                never = feed_and_log(&self.name, pipes.stdin, &envelope, pipes.stdout) => match never {},
+                never = feed_and_log(&self.trigger, pipes.stdin, &envelope, pipes.stdout) => match never {},
                 never = mutter.log() => match never {},
             }
         };
         let Ok(status) = timeout_at(until, work).await else {
             group.kill();
             let reaped = group.ended().await;
-            debug!(child = %self.name, ?reaped, "process killed after the call's time");
+            debug!(trigger = %self.trigger, ?reaped, "process killed after the call's time");
             return Verdict::failed(format_args!("no end within {}", humantime::format_duration(limit)));
         };
         // All that it said was about this event.
@@ -114,7 +114,7 @@ pub(super) fn variables(event: &Event, id: String) -> [(&'static str, String); 1
 
 /// Gives the process its event, and logs what it prints.
 async fn feed_and_log(
-    name: &str,
+    trigger: &Name,
     mut stdin: ChildStdin,
     envelope: &[u8],
     mut stdout: ChildStdout,
@@ -131,7 +131,7 @@ async fn feed_and_log(
                 logged += 1;
                 if logged <= LINES_MAX {
                     let (Line::Whole(line) | Line::Cut(line)) = line;
-                    debug!(target: "cellhook::handler::stdout", child = %name, "{}", excerpt(line, LINE_MAX));
+                    debug!(target: "cellhook::handler::stdout", %trigger, "{}", excerpt(line, LINE_MAX));
                 }
             }
         }

@@ -62,7 +62,6 @@ impl Exec {
         for index in 0..children {
             let seat = Seat {
                 trigger: trigger.clone(),
-                name: format!("{trigger}/{index}").into(),
                 index,
                 program: program.clone(),
                 pool: notices.clone(),

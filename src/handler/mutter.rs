@@ -1,8 +1,9 @@
-//! What a process says on its standard error: it goes to the log, line by line, under the name of the process, as much
+//! What a process says on its standard error: it goes to the log, line by line, under the trigger and number of the process, as much
 //! as a log can bear.
 
 use super::lines::{Line, Lines, excerpt};
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use crate::cell::Name;
+use std::{convert::Infallible, time::Duration};
 use tokio::{
     process::ChildStderr,
     time::{Instant, timeout},
@@ -18,7 +19,9 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// A process's standard error.
 pub(super) struct Mutter {
-    name: Arc<str>,
+    trigger: Name,
+    /// Which of its children; a process of one call is none.
+    child: Option<usize>,
     /// `None` after its end.
     pipe: Option<ChildStderr>,
     lines: Lines,
@@ -30,9 +33,9 @@ pub(super) struct Mutter {
 }
 
 impl Mutter {
-    pub(super) fn new(name: Arc<str>, pipe: ChildStderr) -> Self {
+    pub(super) fn new(trigger: Name, child: Option<usize>, pipe: ChildStderr) -> Self {
         let window = (Instant::now(), 0);
-        Self { name, pipe: Some(pipe), lines: Lines::new(LINE_MAX), last: None, window, left_out: 0 }
+        Self { trigger, child, pipe: Some(pipe), lines: Lines::new(LINE_MAX), last: None, window, left_out: 0 }
     }
 
     /// Logs what comes, for ever. Loses nothing when dropped.
@@ -79,7 +82,7 @@ impl Mutter {
         }
         self.window.1 += 1;
         if self.window.1 <= LINES_MAX {
-            info!(target: "cellhook::handler::stderr", child = %self.name, "{line}");
+            info!(target: "cellhook::handler::stderr", trigger = %self.trigger, child = self.child, "{line}");
         } else {
             self.left_out += 1;
         }
@@ -89,7 +92,7 @@ impl Mutter {
     fn own_up(&mut self) {
         let left_out = std::mem::take(&mut self.left_out);
         if left_out > 0 {
-            warn!(target: "cellhook::handler::stderr", child = %self.name, left_out, "lines came too fast for the log");
+            warn!(target: "cellhook::handler::stderr", trigger = %self.trigger, child = self.child, left_out, "lines came too fast for the log");
         }
     }
 }
@@ -102,8 +105,8 @@ mod tests {
     async fn old_words_are_not_the_last_ones() {
         for (age, told) in [(0, Some("no such table")), (5, Some("no such table")), (6, None)] {
             let window = (Instant::now(), 0);
-            let (name, lines) = ("t/0".into(), Lines::new(LINE_MAX));
-            let mut mutter = Mutter { name, pipe: None, lines, last: None, window, left_out: 0 };
+            let (trigger, lines) = (Name::new("t").unwrap(), Lines::new(LINE_MAX));
+            let mut mutter = Mutter { trigger, child: Some(0), pipe: None, lines, last: None, window, left_out: 0 };
             mutter.say("no such table".to_owned());
             tokio::time::advance(Duration::from_secs(age)).await;
             let words = mutter.last_words(Duration::from_secs(1), Duration::from_secs(5)).await;

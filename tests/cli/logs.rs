@@ -148,6 +148,7 @@ fn an_error_that_comes_again_is_counted_and_not_repeated() {
     let said = worker.said();
     let errors = told(&said, "child could not be started; tried again after a rest");
     assert_eq!(errors.len(), 1, "{said}");
+    assert_eq!((&errors[0]["trigger"], &errors[0]["child"]), (&"bill".into(), &0.into()), "as in the lines of cells");
     let more = told(&said, "the same came more often");
     let child =
         more.iter().find(|line| line["error"].as_str().unwrap().contains("child could not be started")).unwrap();
