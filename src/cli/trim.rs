@@ -70,7 +70,11 @@ pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Do
     if !args.ask.dry_run && parts.iter().any(|part| part.is_any) {
         args.ask.agreed(&mut context.output, &format!("Delete {what}?"))?;
         let trims = stream::iter(parts).map(async |mut part| {
-            let trimmed = tail::trim(log.as_ref(), ShardId(part.shard), AddedId(part.to), u64::MAX).await?;
+            let shard = ShardId(part.shard);
+            // A person may have thought about the question for long.
+            let due = tail::due(log.as_ref(), &groups, shard, args.before.0).await?;
+            part.to = part.to.min(due.to.0);
+            let trimmed = tail::trim(log.as_ref(), &groups, shard, AddedId(part.to), u64::MAX).await?;
             part.segments = Some(trimmed.segments);
             anyhow::Ok(part)
         });

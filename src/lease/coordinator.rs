@@ -135,6 +135,8 @@ pub struct Coordinator {
     identity: Identity,
     sources: Vec<Datastore>,
     working_for: watch::Receiver<BTreeSet<TriggerId>>,
+    /// What became of those that are registered no more.
+    gone: Arc<BTreeMap<TriggerId, Gone>>,
     fence: Fence,
     /// Of its loop. It waits for the store within a turn.
     pub turns: Turns,
@@ -165,8 +167,10 @@ impl Coordinator {
     ) -> (Self, watch::Receiver<View>, mpsc::UnboundedSender<EndedShard>) {
         let (view, receiver) = watch::channel(View::default());
         let (sender, ended) = mpsc::unbounded_channel();
-        let (fence, turns) = (Fence::default(), Turns::default());
-        (Self { config, ledger, presence, identity, sources, working_for, fence, turns, view, ended }, receiver, sender)
+        let (gone, fence, turns) = (Arc::default(), Fence::default(), Turns::default());
+        let coordinator =
+            Self { config, ledger, presence, identity, sources, working_for, gone, fence, turns, view, ended };
+        (coordinator, receiver, sender)
     }
 
     /// Fencing from the inside, for all that act for this worker.
@@ -290,7 +294,6 @@ struct Tenure<'a> {
     stopped: BTreeMap<ShardRef, String>,
     vacancies: Vacancies,
     triggers: Arc<[TriggerRecord]>,
-    gone: Arc<BTreeMap<TriggerId, Gone>>,
     look: u64,
     next_reading: Instant,
     next_sweep: Instant,
@@ -335,7 +338,6 @@ impl<'a> Tenure<'a> {
             stopped: BTreeMap::new(),
             vacancies: Vacancies::default(),
             triggers: Arc::new([]),
-            gone: Arc::default(),
             look: 0,
             next_reading: now,
             next_sweep: now,
@@ -537,8 +539,10 @@ impl<'a> Tenure<'a> {
         let tailed_before: Vec<bool> = self.home.sources.iter().map(|source| self.is_tailed(source)).collect();
         // Noted before the reading: whoever is worked for by now is registered, or was.
         let mine = self.home.working_for.borrow().clone();
-        self.triggers = self.home.ledger.triggers().await?.into();
-        self.gone = gone::look(&*self.home.ledger, &mine, &self.triggers, &self.gone).await?;
+        let triggers: Arc<[TriggerRecord]> = self.home.ledger.triggers().await?.into();
+        let gone = gone::look(&*self.home.ledger, &mine, &triggers, &self.home.gone).await?;
+        // Both or none: a plan that was not made because one of them failed is made by the next sweep.
+        (self.triggers, self.home.gone) = (triggers, gone);
         let tailed: Vec<bool> = self.home.sources.iter().map(|source| self.is_tailed(source)).collect();
         if tailed != tailed_before {
             self.replan();
@@ -602,7 +606,8 @@ impl<'a> Tenure<'a> {
         let Ok(sessions) = self.home.ledger.sessions().await else { return };
         let kept = i64::try_from(SESSION_KEPT.as_millis()).unwrap_or(i64::MAX);
         for session in sessions {
-            let old = clock::wall().0 - session.started_at.0 > kept;
+            let last_seen = session.beat_at.max(session.started_at);
+            let old = clock::wall().0 - last_seen.0 > kept;
             if session.state == SessionState::Dead && old && !named.contains(&session.id) {
                 // Housekeeping: the next sweep tries again.
                 let _ = self.home.ledger.forget_session(&session.id).await;
@@ -803,7 +808,7 @@ impl<'a> Tenure<'a> {
             let moved = view.grants.len() != self.held.len() || !view.grants.values().zip(self.held.values()).all(same);
             let changed = moved
                 || view.triggers != self.triggers
-                || view.gone != self.gone
+                || view.gone != self.home.gone
                 || view.session.as_ref() != Some(&self.me)
                 || view.stopped != self.stopped
                 || !Arc::ptr_eq(&view.vacant, self.vacancies.all())
@@ -815,7 +820,7 @@ impl<'a> Tenure<'a> {
                     view.grants = Arc::new(grants.collect());
                 }
                 view.triggers = self.triggers.clone();
-                view.gone = self.gone.clone();
+                view.gone = self.home.gone.clone();
                 view.session = Some(self.me.clone());
                 view.counted = counted;
                 view.wanted = self.wanted.len();

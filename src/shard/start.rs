@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     cell::{AddedId, Checkpoint, LaneKind, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
+    checkpoint::Window,
     dispatch::{Cursor, Now, Start, Trigger},
     tail::{self, TailError},
 };
@@ -69,11 +70,16 @@ async fn cursors(
     for trigger in triggers {
         let id = &trigger.record.id;
         match lease.checkpoints.get(id) {
-            Some(checkpoint) if checkpoint.low > tip => {
-                let error = TailError::AboveTip { shard: home.shard.shard, after: checkpoint.low, tip };
-                return Err(NoStart::Later(format!("trigger {}: {error}", trigger.name)));
+            Some(checkpoint) => {
+                let later = |error: String| NoStart::Later(format!("trigger {}: {error}", trigger.name));
+                let window =
+                    Window::resume(checkpoint.low, &checkpoint.done).map_err(|error| later(error.to_string()))?;
+                // What is finished beyond low-water counts too: new cells at these places would never be called for.
+                let after = window.end();
+                if after > tip {
+                    return Err(later(TailError::AboveTip { shard: home.shard.shard, after, tip }.to_string()));
+                }
             }
-            Some(_) => {}
             None => {
                 let low = place(home, trigger).await?;
                 fresh.insert(

@@ -68,6 +68,10 @@ pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: &LeaseWr
         // No other write of this epoch has this number.
         return Wrote::Accepted;
     }
+    let ours = same_epoch && lease.owner.as_ref() == Some(&write.owner);
+    if !ours || lease.seq > write.seq {
+        return Wrote::Lost;
+    }
     let falls = write
         .checkpoints
         .iter()
@@ -77,6 +81,5 @@ pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: &LeaseWr
         tracing::error!(shard = %write.shard, "a low-water would have gone back; the shard begins anew");
         return Wrote::Lost;
     }
-    let ours = same_epoch && lease.owner.as_ref() == Some(&write.owner);
-    if ours && lease.seq < write.seq { Wrote::LaneChanged } else { Wrote::Lost }
+    Wrote::LaneChanged
 }

@@ -104,15 +104,19 @@ pub async fn due(log: &dyn Log, groups: &Groups, shard: ShardId, before: Millis)
         Some(oldest) if oldest < before => at_time(log, shard, before).await?.max(trimmed_to),
         _ => trimmed_to,
     };
-    let mut keepers = Vec::new();
-    if old_to > trimmed_to {
-        for (group, ledger) in groups {
-            keepers.extend(keeper(ledger.as_ref(), group, &log.datastore().name, shard).await?);
-        }
-    }
-    let kept_by = keepers.into_iter().min().filter(|keeper| keeper.low < old_to);
+    let kept_by = if old_to > trimmed_to { first_keeper(log, groups, shard).await? } else { None };
+    let kept_by = kept_by.filter(|keeper| keeper.low < old_to);
     let to = kept_by.as_ref().map_or(old_to, |keeper| keeper.low.max(trimmed_to));
     Ok(Due { tip, trimmed_to, oldest, old_to, kept_by, to, unfinished })
+}
+
+/// The keeper of a shard that is furthest behind.
+async fn first_keeper(log: &dyn Log, groups: &Groups, shard: ShardId) -> Result<Option<Keeper>, StoreError> {
+    let mut keepers = Vec::new();
+    for (group, ledger) in groups {
+        keepers.extend(keeper(ledger.as_ref(), group, &log.datastore().name, shard).await?);
+    }
+    Ok(keepers.into_iter().min())
 }
 
 /// What a trim deleted.
@@ -126,17 +130,26 @@ pub struct Trimmed {
     pub all: bool,
 }
 
-/// Deletes the segments of a shard up to a place, at most so many of them. A segment that reaches beyond the place stays.
+/// Deletes the segments of a shard up to a place, at most so many of them, and nothing that a trigger of these groups has not
+/// finished. A segment that reaches beyond the place stays.
 ///
 /// # Errors
-/// When the store does not answer. What was deleted stays deleted; the same trim again goes on.
-pub async fn trim(log: &dyn Log, shard: ShardId, to: AddedId, most: u64) -> Result<Trimmed, TailError> {
+/// When the store or a group does not answer. What was deleted stays deleted; the same trim again goes on.
+pub async fn trim(
+    log: &dyn Log,
+    groups: &Groups,
+    shard: ShardId,
+    to: AddedId,
+    most: u64,
+) -> Result<Trimmed, TailError> {
     let mut deleted = Trimmed { all: true, ..Trimmed::default() };
     if to == AddedId(0) {
         return Ok(deleted);
     }
     // Refused: it is as high already, or higher.
     patiently(|| log.raise_trim(shard, to)).await?;
+    // A trigger may have been registered, or rewound, since the place was chosen: from now on none begins below it.
+    let to = first_keeper(log, groups, shard).await?.map_or(to, |keeper| to.min(keeper.low));
     let (mut after, mut page) = (AddedId(0), PAGES.0);
     loop {
         let keys = patiently(|| log.keys(shard, after, page)).await?;
@@ -191,7 +204,7 @@ mod tests {
         }
         // 1-3, 4-6, 7-9, 10-12: the segment that holds 8 reaches to 9 and stays.
         let trimmed = async |to, most| {
-            let Trimmed { segments, cells, all } = trim(&*log, SHARD, AddedId(to), most).await.unwrap();
+            let Trimmed { segments, cells, all } = trim(&*log, &[], SHARD, AddedId(to), most).await.unwrap();
             (segments, cells, all)
         };
         assert_eq!(trimmed(8, 1).await, (1, 3, false), "no more than it may");
@@ -260,7 +273,7 @@ mod tests {
         let kept = Due { old_to: AddedId(10), to: AddedId(4), kept_by: Some(keeper), ..rest };
         assert_eq!(due(9999).await, kept, "never below what was trimmed");
         assert!(kept.is_any());
-        assert_eq!(trim(&*log, SHARD, kept.to, 99).await.unwrap(), Trimmed { segments: 3, cells: 3, all: true });
+        assert_eq!(trim(&*log, &[], SHARD, kept.to, 99).await.unwrap(), Trimmed { segments: 3, cells: 3, all: true });
         assert!(!due(1000).await.is_any());
     }
 
@@ -308,5 +321,17 @@ mod tests {
         };
         ledger.write(&write).await.unwrap();
         assert_eq!(keeper().await, told(7, "late"));
+
+        // A place that was chosen before: what they have not finished stays.
+        let cells = Cells::new(Arc::new(MemoryLog::new(&NewDatastore { name: trips.clone(), shards: 1 })));
+        for n in 0..9 {
+            let key = CellKey { row_key: "row".into(), column: "C".into(), ref_key: n };
+            cells.put(vec![NewCell { key, body: "1".into(), origin: None }]).await[0].as_ref().unwrap();
+        }
+        let groups = [(group.clone(), Arc::new(ledger) as Arc<dyn Ledger>)];
+        let deleted = trim(cells.log().as_ref(), &groups, SHARD, AddedId(9), u64::MAX).await.unwrap();
+        assert_eq!((deleted.segments, deleted.all), (7, true));
+        let deleted = trim(cells.log().as_ref(), &[], SHARD, AddedId(9), u64::MAX).await.unwrap();
+        assert_eq!(deleted.segments, 2, "forced");
     }
 }

@@ -102,16 +102,21 @@ pub(super) async fn register(
         known.push(record);
     }
     distinct(specs, known.iter().map(Option::as_ref))?;
+    // Before any is registered: from then on a trim asks how far it is. And at each start: the datastore may have been restored
+    // to before that.
+    let mut enlisted = BTreeSet::new();
+    for spec in specs {
+        if enlisted.insert(&spec.config.source) {
+            source(setup, spec)?.log().enlist(&setup.group).await?;
+        }
+    }
     let fresh = known.iter().any(Option::is_none);
     let mut records = Vec::with_capacity(specs.len());
     for (spec, known) in specs.iter().zip(known) {
         let record = match known {
             Some(record) => record,
             None => {
-                let cells = source(setup, spec)?;
-                // Before it is registered: from then on a trim asks how far it is.
-                cells.log().enlist(&setup.group).await?;
-                let record = register_new(ledger, cells, spec).await?;
+                let record = register_new(ledger, source(setup, spec)?, spec).await?;
                 fits(setup, spec, Some(&record))?;
                 record
             }

@@ -209,7 +209,7 @@ impl Trims {
         if log.incarnation().await?.as_ref() != Some(&log.datastore().incarnation) {
             return Err(TrimError::Foreign);
         }
-        let trimmed = tail::trim(log, shard.shard, due.to, A_TURN).await?;
+        let trimmed = tail::trim(log, &groups, shard.shard, due.to, A_TURN).await?;
         metrics::retention_trimmed(shard.source.as_str(), trimmed.cells);
         tracing::debug!(%shard, to = %due.to, segments = trimmed.segments, "trimmed by its retention");
         Ok(trimmed.all)

@@ -175,7 +175,7 @@ async fn each_role_has_the_rights_of_its_work_and_no_others() {
     };
     let store = Store::open(&config).await.unwrap();
     let log = store.datastore(&Name::new("trips").unwrap(), None).await.unwrap();
-    tail::trim(&*log, ShardId(0), AddedId(0), 1).await.unwrap();
+    tail::trim(&*log, &[], ShardId(0), AddedId(0), 1).await.unwrap();
     log.delete_segment(ShardId(0), AddedId(99)).await.unwrap();
     let ledger = store.ledger(&Name::new("night").unwrap()).await.unwrap();
     ledger.forget_session(&SessionId::from_stored("nobody")).await.unwrap();

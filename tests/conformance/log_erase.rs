@@ -209,12 +209,12 @@ async fn what_is_trimmed_does_not_come_back(fixture: Arc<dyn Fixture>) {
     let put = three_rows(&log).await;
     let segments = async || log.keys(ShardId(0), AddedId(0), 100).await.unwrap().len();
     // Into the third segment: it stays.
-    assert_eq!(tail::trim(&*log, ShardId(0), AddedId(70), u64::MAX).await.unwrap().segments, 2);
+    assert_eq!(tail::trim(&*log, &[], ShardId(0), AddedId(70), u64::MAX).await.unwrap().segments, 2);
     let met = tail::erase(&*log, "anna", Mode::Erase).await.unwrap();
     assert_eq!(met, Erased { cells: 40, bodies: 40, segments: 2, left: Vec::new() });
     gone(&log, &put, &["anna"]).await;
     assert_eq!(segments().await, 2);
-    assert_eq!(tail::trim(&*log, ShardId(0), AddedId(120), u64::MAX).await.unwrap().segments, 2);
+    assert_eq!(tail::trim(&*log, &[], ShardId(0), AddedId(120), u64::MAX).await.unwrap().segments, 2);
     let met = tail::erase(&*log, "ben", Mode::Erase).await.unwrap();
     assert_eq!(met, Erased { cells: 40, bodies: 40, segments: 0, left: Vec::new() });
     assert_eq!(segments().await, 0);

@@ -75,7 +75,7 @@ async fn seed(seed: u64, sample: Option<Sample>) -> (Vec<String>, u64) {
             let shard = ShardId(rng.u32(..3));
             let tip = tail::newest(&*log, shard).await.unwrap();
             if rng.u32(..10) == 0 {
-                tail::trim(&*log, shard, AddedId(rng.u64(..=tip.0)), u64::MAX).await.unwrap();
+                tail::trim(&*log, &[], shard, AddedId(rng.u64(..=tip.0)), u64::MAX).await.unwrap();
             }
             sleep(Duration::from_millis(rng.u64(1..3000))).await;
         }

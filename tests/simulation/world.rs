@@ -449,7 +449,8 @@ impl World {
             return;
         }
         let keeper = tail::keeper(&*self.oracle, &name("g"), &name("trips"), shard).await.unwrap();
-        tail::trim(&*self.log, shard, keeper.map_or(AddedId(0), |keeper| keeper.low), u64::MAX).await.unwrap();
+        let groups: [(Name, Arc<dyn Ledger>); 1] = [(name("g"), self.oracle.clone())];
+        tail::trim(&*self.log, &groups, shard, keeper.map_or(AddedId(0), |keeper| keeper.low), u64::MAX).await.unwrap();
     }
 
     /// An operator at the parked cells of one trigger and shard, or at its checkpoint.

@@ -35,7 +35,7 @@ pub(super) use datastore::{
 };
 pub(super) use parked::{lane_key, parked, parked_anywhere, parked_item, parked_key, position};
 
-use crate::cell::Name;
+use crate::cell::{Millis, Name};
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use bytes::Bytes;
 use std::{
@@ -139,6 +139,11 @@ impl Fields {
         })?;
         let digits = self.required(name, digits)?;
         digits.parse().map_err(|_| self.impossible(format!("{name} is {digits}")))
+    }
+
+    /// When something was, for people; an earlier release did not write it.
+    fn time_or_none(&mut self, name: &str) -> Decoded<Millis> {
+        if self.item.contains_key(name) { self.number(name).map(Millis) } else { Ok(Millis(0)) }
     }
 
     fn optional_bytes(&mut self, name: &str) -> Decoded<Option<Bytes>> {
