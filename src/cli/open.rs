@@ -49,6 +49,15 @@ impl Open {
             })?;
             groups.push((group, ledger));
         }
+        // The datastore may have been restored to before this one was told to it.
+        let own = &self.config.group;
+        if !groups.iter().any(|(group, _)| group == own) {
+            match self.store.ledger(own).await {
+                Ok(ledger) => groups.push((own.clone(), ledger)),
+                Err(OpenError::MissingTables { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(groups)
     }
 

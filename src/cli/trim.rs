@@ -72,7 +72,7 @@ pub(super) async fn trim(context: &mut Context, args: Args) -> anyhow::Result<Do
         let trims = stream::iter(parts).map(async |mut part| {
             let shard = ShardId(part.shard);
             // A person may have thought about the question for long.
-            let due = tail::due(log.as_ref(), &groups, shard, args.before.0).await?;
+            let due = tail::due(log.as_ref(), &groups, shard, args.before).await?;
             part.to = part.to.min(due.to.0);
             let trimmed = tail::trim(log.as_ref(), &groups, shard, AddedId(part.to), u64::MAX).await?;
             part.segments = Some(trimmed.segments);

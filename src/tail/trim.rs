@@ -1,17 +1,20 @@
 //! Trim: deletes the old part of a shard's log. The cells themselves stay, and can be got by their address.
 //!
-//! `trimmed_to` is raised first, then the segments go in ascending order: whoever reads meanwhile finds every hole explained.
+//! `trimmed_to` is raised first, then the segments go: whoever reads meanwhile finds every hole explained.
 //! A trim that was interrupted is finished by the next one.
 
 use super::{TailError, at_time};
 use crate::{
-    cell::{AddedId, Consistency, Ledger, Log, Millis, Name, ShardId, ShardRef, StoreError},
+    cell::{AddedId, Consistency, Ledger, Log, Millis, Name, SegmentKey, ShardId, ShardRef, StoreError},
     store::patiently,
 };
-use std::{sync::Arc, time::Duration};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::{future::ready, sync::Arc, time::Duration};
 
 /// Keys of segments that are read at a time: few at first, since a read of keys costs as much as one of the segments.
 const PAGES: (u32, u32) = (8, 500);
+/// Segments that are deleted at a time, in no order: `trimmed_to` explains every hole.
+const PARALLEL: usize = 8;
 
 /// Groups with their coordination.
 pub type Groups = [(Name, Arc<dyn Ledger>)];
@@ -154,16 +157,17 @@ pub async fn trim(
     loop {
         let keys = patiently(|| log.keys(shard, after, page)).await?;
         let Some(end) = keys.last().map(|key| key.last) else { return Ok(deleted) };
-        for key in keys {
-            if key.last > to {
-                return Ok(deleted);
-            }
-            if deleted.segments == most {
-                return Ok(Trimmed { all: false, ..deleted });
-            }
-            patiently(|| log.delete_segment(shard, key.last)).await?;
-            deleted.segments += 1;
-            deleted.cells += u64::from(key.n);
+        let old: Vec<SegmentKey> = keys.into_iter().filter(|key| key.last <= to).collect();
+        let now = &old[..old.len().min(usize::try_from(most - deleted.segments).unwrap_or(usize::MAX))];
+        let deletes = stream::iter(now).map(|key| patiently(|| log.delete_segment(shard, key.last)));
+        deletes.buffer_unordered(PARALLEL).try_for_each(|()| ready(Ok(()))).await?;
+        deleted.segments += now.len() as u64;
+        deleted.cells += now.iter().map(|key| u64::from(key.n)).sum::<u64>();
+        if now.len() < old.len() {
+            return Ok(Trimmed { all: false, ..deleted });
+        }
+        if end > to {
+            return Ok(deleted);
         }
         (after, page) = (end, (page * 2).min(PAGES.1));
     }

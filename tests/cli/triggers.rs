@@ -267,6 +267,17 @@ fn a_renamed_trigger_goes_on_whatever_name_the_config_says() {
     home.run(&["triggers", "show", "bill"]).ended(4);
 }
 
+/// Its workers park on until they hear of it.
+#[test]
+fn nothing_of_a_trigger_that_is_retired_at_work_is_left_behind() {
+    let home = Home::with(&config_of(&[("bad", &shell("exit 65"))]));
+    let _worker = home.worker();
+    put_rows(&home, 0, 400);
+    home.until(&["parked"], |parked| parked.len() >= 20);
+    home.run(&["triggers", "retire", "bad", "--force", "--drop-parked", "--yes"]).done();
+    home.run(&["verify", "--yes"]).done();
+}
+
 #[test]
 fn a_retired_trigger_is_over() {
     let home = Home::with(&config_of(&[("bill", &counting()), ("bad", &shell("exit 65"))]));

@@ -2,7 +2,10 @@
 
 use super::TRIES;
 use crate::{
-    cell::{Answer, Checkpoint, Lease, Ledger, Log, Name, ShardId, ShardRef, Tip, TriggerRecord, TriggerState},
+    cell::{
+        Answer, Checkpoint, Lease, Ledger, Log, Name, Role, Session, SessionId, SessionState, ShardId, ShardRef, Tip,
+        TriggerRecord, TriggerState,
+    },
     checkpoint::lag,
     cli::{
         Context,
@@ -15,10 +18,15 @@ use crate::{
         standing::checkpoint_of,
     },
     lease::nudge_all,
+    store::patiently,
 };
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep};
+
+/// How often it is looked whether the workers have heard of it.
+const LOOKS: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -166,9 +174,30 @@ impl End {
         .await?;
         // A hint: without it the workers look by themselves, later.
         let _ = nudge_all(ledger).await;
-        // What its workers parked while this went on. Nobody would ever find it.
+        // What its workers parked until they heard of it. Nobody would ever find it.
+        self.is_heard().await?;
         drops(&|_| ()).await.context("it is retired, but cells that were parked meanwhile are left behind")?;
         Ok(())
+    }
+
+    /// Waits until every worker has had the time to stop: it has beaten twice since, the second time after it was nudged and
+    /// looked; or it has not beaten for as long as its session lasts.
+    async fn is_heard(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut before: Option<BTreeMap<SessionId, u64>> = None;
+        loop {
+            let sessions = patiently(|| self.ledger.sessions()).await?;
+            let beats: BTreeMap<SessionId, u64> = sessions.iter().map(|one| (one.id.clone(), one.beat)).collect();
+            let before = before.get_or_insert(beats);
+            let works = |one: &&Session| one.role == Role::Worker && one.state != SessionState::Dead;
+            let waits = |one: &Session| {
+                before.get(&one.id).is_some_and(|beat| one.beat < beat + 2) && begun.elapsed() < one.length
+            };
+            if !sessions.iter().filter(works).any(waits) {
+                return Ok(());
+            }
+            sleep(LOOKS).await;
+        }
     }
 
     fn shards(&self) -> Vec<ShardRef> {
