@@ -412,6 +412,9 @@ pub trait Ledger: Send + Sync + 'static {
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>>;
 
+    /// Removes a trigger's checkpoint from a lease, if it is there: of one that is retired. Fences nobody off.
+    fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()>;
+
     /// Parked cells of a lane with a place above `after`, ascending, at most `limit`; fewer only at the end.
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>>;
 

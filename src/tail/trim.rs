@@ -159,7 +159,8 @@ pub async fn trim(
         let Some(end) = keys.last().map(|key| key.last) else { return Ok(deleted) };
         let old: Vec<SegmentKey> = keys.into_iter().filter(|key| key.last <= to).collect();
         let now = &old[..old.len().min(usize::try_from(most - deleted.segments).unwrap_or(usize::MAX))];
-        let deletes = stream::iter(now).map(|key| patiently(|| log.delete_segment(shard, key.last)));
+        let places: Vec<AddedId> = now.iter().map(|key| key.last).collect();
+        let deletes = stream::iter(places).map(|last| patiently(move || log.delete_segment(shard, last)));
         deletes.buffer_unordered(PARALLEL).try_for_each(|()| ready(Ok(()))).await?;
         deleted.segments += now.len() as u64;
         deleted.cells += now.iter().map(|key| u64::from(key.n)).sum::<u64>();

@@ -1,6 +1,10 @@
 //! Triggers and their checkpoints in the hands of an operator.
 
 use super::home::*;
+use cellhook::{
+    cell::Name,
+    store::{Config, Store},
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -276,6 +280,13 @@ fn nothing_of_a_trigger_that_is_retired_at_work_is_left_behind() {
     home.until(&["parked"], |parked| parked.len() >= 20);
     home.run(&["triggers", "retire", "bad", "--force", "--drop-parked", "--yes"]).done();
     home.run(&["verify", "--yes"]).done();
+    // Neither in the leases, which everybody reads all the time.
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+        let config = Config { path: home.path("config/cellhook.db"), ..Config::default() };
+        let ledger = Store::open(&config).await.unwrap().ledger(&Name::new("default").unwrap()).await.unwrap();
+        let leases = ledger.leases(&Name::new("trips").unwrap()).await.unwrap();
+        assert!(!leases.is_empty() && leases.iter().all(|lease| lease.checkpoints.is_empty()), "{leases:?}");
+    });
 }
 
 #[test]

@@ -25,6 +25,7 @@ cases! {
     an_operator_sets_one_checkpoint_and_fences_the_owner
     what_an_owner_stored_after_an_operators_look_is_not_undone
     thirty_two_triggers_fit_one_write
+    a_retired_trigger_is_forgotten_and_nobody_is_fenced
 }
 
 /// A write that must be accepted; gives the lease as it stands then.
@@ -310,4 +311,22 @@ async fn thirty_two_triggers_fit_one_write(fixture: Arc<dyn Fixture>) {
         lease = written(&ledger, &write).await;
         assert_eq!(lease.checkpoints, write.checkpoints);
     }
+}
+
+async fn a_retired_trigger_is_forgotten_and_nobody_is_fenced(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let shard = shard("trips", 7);
+    let (gone, stays) = (TriggerId::from_stored("gone"), TriggerId::from_stored("stays"));
+    ledger.forget_checkpoint(&shard, &gone).await.unwrap();
+    assert_eq!(ledger.lease(&shard).await.unwrap(), None, "no lease is made");
+    let lease = accepted(claim(&ledger, &shard, "me", None).await);
+    let write = LeaseWrite { checkpoints: points([("gone", at(5)), ("stays", at(6))]), ..next(&lease) };
+    let lease = written(&ledger, &write).await;
+    for _ in 0..2 {
+        ledger.forget_checkpoint(&shard, &gone).await.unwrap();
+        let wanted = Lease { checkpoints: points([("stays", at(6))]), ..lease.clone() };
+        assert_eq!(ledger.lease(&shard).await.unwrap(), Some(wanted));
+    }
+    let after = written(&ledger, &LeaseWrite { checkpoints: points([("stays", at(9))]), ..next(&lease) }).await;
+    assert_eq!(after.checkpoints.keys().collect::<Vec<_>>(), [&stays]);
 }

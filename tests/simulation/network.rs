@@ -424,6 +424,9 @@ impl Ledger for FarLedger {
     fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
         far!(self, all_parked(after: after.cloned() => after.as_ref(), limit: limit => limit))
     }
+    fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()> {
+        far!(self, forget_checkpoint(shard: shard.clone() => &shard, trigger: trigger.clone() => &trigger))
+    }
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
         far!(self, operate_parked(changes: changes.to_vec() => &changes))
     }

@@ -423,6 +423,9 @@ impl Ledger for Oracle {
     fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
         self.inner.all_parked(after, limit)
     }
+    fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()> {
+        self.inner.forget_checkpoint(shard, trigger)
+    }
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
         self.inner.operate_parked(changes)
     }

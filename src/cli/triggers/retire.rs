@@ -3,8 +3,8 @@
 use super::TRIES;
 use crate::{
     cell::{
-        Answer, Checkpoint, Lease, Ledger, Log, Name, Role, Session, SessionId, SessionState, ShardId, ShardRef, Tip,
-        TriggerRecord, TriggerState,
+        Answer, Checkpoint, Lease, Ledger, Log, Name, Role, Session, SessionId, SessionState, ShardId, ShardRef,
+        StoreError, Tip, TriggerRecord, TriggerState,
     },
     checkpoint::lag,
     cli::{
@@ -21,12 +21,15 @@ use crate::{
     store::patiently,
 };
 use anyhow::{Context as _, bail};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// How often it is looked whether the workers have heard of it.
 const LOOKS: Duration = Duration::from_millis(500);
+/// Leases that are changed at a time.
+const PARALLEL: usize = 8;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -177,7 +180,9 @@ impl End {
         // What its workers parked until they heard of it. Nobody would ever find it.
         self.is_heard().await?;
         drops(&|_| ()).await.context("it is retired, but cells that were parked meanwhile are left behind")?;
-        Ok(())
+        self.forget()
+            .await
+            .context("it is retired, but its checkpoints are left in the leases, where they only take room")
     }
 
     /// Waits until every worker has had the time to stop: it has beaten twice since, the second time after it was nudged and
@@ -198,6 +203,15 @@ impl End {
             }
             sleep(LOOKS).await;
         }
+    }
+
+    /// Removes its checkpoints, now that its lanes are empty: whoever looks for lanes finds them by these.
+    async fn forget(&self) -> Result<(), StoreError> {
+        let (ledger, id) = (&self.ledger, &self.record.id);
+        let leases = patiently(|| ledger.leases(&self.record.source)).await?;
+        let its = stream::iter(leases.iter().filter(|lease| lease.checkpoints.contains_key(id)));
+        let forgets = its.map(|lease| patiently(|| ledger.forget_checkpoint(&lease.shard, id)));
+        forgets.buffer_unordered(PARALLEL).try_collect().await
     }
 
     fn shards(&self) -> Vec<ShardRef> {
@@ -230,7 +244,7 @@ fn given_up(tip: &Tip, checkpoint: Option<&Checkpoint>, record: &TriggerRecord) 
 async fn change(
     ledger: &dyn Ledger,
     mut record: TriggerRecord,
-    send: impl AsyncFn(&TriggerRecord) -> Option<Result<Answer<TriggerRecord>, crate::cell::StoreError>>,
+    send: impl AsyncFn(&TriggerRecord) -> Option<Result<Answer<TriggerRecord>, StoreError>>,
 ) -> anyhow::Result<()> {
     for tries in 1..=TRIES {
         match send(&record).await {

@@ -483,6 +483,15 @@ impl Ledger for DynamoLedger {
         Box::pin(self.update(change, items::lease))
     }
 
+    fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()> {
+        let mut change = Change::of(items::lease_key(shard))
+            .name("#all", "checkpoints")
+            .name("#trigger", trigger.as_str())
+            .on("attribute_exists(#all.#trigger)");
+        change.remove.push("#all.#trigger");
+        Box::pin(async move { self.update(change, items::lease).await.map(|_| ()) })
+    }
+
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {
         Box::pin(async move {
             let page = i32::try_from(limit).map_or(QUERY_LIMIT, |limit| limit.clamp(1, QUERY_LIMIT));

@@ -307,6 +307,13 @@ impl Ledger for MemoryLedger {
         })
     }
 
+    fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()> {
+        if let Some(lease) = self.tables().leases.get_mut(shard) {
+            lease.checkpoints.remove(trigger);
+        }
+        ready(())
+    }
+
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {
         let tables = self.tables();
         let range = tables.lanes.range((Excluded((lane.clone(), after)), Unbounded));
