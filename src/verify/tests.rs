@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::{
-    cell::{CellKey, NewCell, NewDatastore},
-    store::{Cells, memory::MemoryLog},
+    cell::{CellKey, NewCell, NewDatastore, SegmentKey},
+    store::{Cells, memory::MemoryLog, segment},
+    tail::{self, Mode},
 };
 use futures_util::FutureExt;
+use tokio::time::{Instant, sleep};
 
 const SHARD: ShardId = ShardId(0);
 
@@ -14,9 +16,17 @@ fn cell(ref_key: u64) -> NewCell {
     NewCell { key, body: "1".into(), origin: None }
 }
 
+fn trips(shards: u32) -> Arc<MemoryLog> {
+    Arc::new(MemoryLog::new(&NewDatastore { name: name("trips"), shards }))
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
 /// So many segments of one cell each.
 async fn filled(segments: u64) -> (Arc<MemoryLog>, Cells) {
-    let log = Arc::new(MemoryLog::new(&NewDatastore { name: Name::new("trips").unwrap(), shards: 1 }));
+    let log = trips(1);
     let cells = Cells::new(log.clone());
     for ref_key in 1..=segments {
         assert!(cells.put(vec![cell(ref_key)]).await[0].is_ok());
@@ -93,9 +103,126 @@ async fn whoever_has_heard_enough_ends_it() {
 #[tokio::test(start_paused = true)]
 async fn a_rate_is_kept() {
     let (log, _) = filled(200).await;
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let plan = Plan { rate: Some(10), ..Plan::default() };
     let summary = verify(&*log, &[], plan, &mut |_| ControlFlow::Continue(())).await.unwrap();
     assert!(summary.units > 10, "{summary:?}");
     assert!(begun.elapsed().as_millis() >= u128::from(summary.units - 1) * 100, "{:?} {summary:?}", begun.elapsed());
+}
+
+/// What is told of a log that nobody changes.
+async fn flaws(log: &MemoryLog, groups: &[Group], plan: Plan) -> (Summary, Vec<Flaw>) {
+    let mut flaws = Vec::new();
+    let mut hear = |event| {
+        if let Event::Found(finding) = event {
+            flaws.push(finding.flaw);
+        }
+        ControlFlow::Continue(())
+    };
+    let summary = verify(log, groups, plan, &mut hear).await.unwrap();
+    (summary, flaws)
+}
+
+/// Puts another cell at a place of the log, in a segment of its own.
+async fn replace(log: &MemoryLog, at: u64, other: NewCell) {
+    let segment = log.segment(SHARD, AddedId(at)).await.unwrap().unwrap();
+    assert_eq!(segment.key(), SegmentKey { last: AddedId(at), n: 1 });
+    assert!(log.replace_segment(SHARD, &segment, segment::pack(&[other])).await.unwrap());
+}
+
+/// Erases the body of the cell at a place of the log, in a segment of its own.
+async fn erase_in_log(log: &MemoryLog, at: u64) {
+    let segment = log.segment(SHARD, AddedId(at)).await.unwrap().unwrap();
+    let erased = segment::erased(&segment::unpack(SHARD, &segment).unwrap(), &[AddedId(at)].into());
+    assert!(log.replace_segment(SHARD, &segment, erased).await.unwrap());
+}
+
+/// Thousands that differ are looked at together, and none of them again that was told of.
+#[tokio::test(start_paused = true)]
+async fn many_that_differ_take_little_longer_than_one() {
+    const CELLS: u64 = 2500;
+    for plan in plans() {
+        let (log, _) = filled(CELLS).await;
+        for at in 1..=CELLS {
+            // In each range of places there is one that is not in `cells`, whose place somebody else claims there.
+            let other = if at % 10 == 5 { cell(at + CELLS) } else { NewCell { body: "2".into(), ..cell(at) } };
+            replace(&log, at, other).await;
+        }
+        let begun = Instant::now();
+        let (summary, flaws) = flaws(&log, &[], plan).await;
+        let count = |flaw| flaws.iter().filter(|other| **other == flaw).count() as u64;
+        let counts = [Flaw::CellBody, Flaw::CellMissing, Flaw::CellNotInLog].map(count);
+        assert_eq!((counts, summary.findings), ([2250, 250, 250], 2750), "{plan:?}");
+        // Three times a thousand.
+        assert!(begun.elapsed() < Duration::from_secs(3), "{plan:?}: {:?}", begun.elapsed());
+        // A cell and its segment at each look, the walk, and the lookup of what is not in the log.
+        assert!(summary.units < 14 * CELLS, "{plan:?}: {summary:?}");
+    }
+}
+
+/// It does not wait for the end, or for a thousand others.
+#[tokio::test(start_paused = true)]
+async fn what_differs_is_told_soon() {
+    let (log, _) = filled(2500).await;
+    replace(&log, 1, NewCell { body: "2".into(), ..cell(1) }).await;
+    let begun = Instant::now();
+    let mut told = None;
+    let mut hear = |event| {
+        if let Event::Found(_) = event {
+            told = Some(begun.elapsed());
+        }
+        ControlFlow::Continue(())
+    };
+    let plan = Plan { rate: Some(50), ..plans()[1] };
+    verify(&*log, &[], plan, &mut hear).await.unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(90), "{:?}", begun.elapsed());
+    assert!(told.unwrap() < Duration::from_secs(45), "{told:?}");
+}
+
+/// Wherever an erase ended, it is told as that, and once a row.
+#[tokio::test(start_paused = true)]
+async fn an_erase_that_is_half_way_is_told_once_and_by_its_name() {
+    for plan in plans() {
+        let (log, cells) = filled(60).await;
+        let other = CellKey { row_key: "another".into(), ..cell(1).key };
+        assert!(cells.put(vec![NewCell { key: other, ..cell(1) }]).await[0].is_ok());
+        let erase = || (1..=60).for_each(|i| assert!(log.erase_cell(&cell(i).key).now_or_never().unwrap().unwrap()));
+        let (summary, told) = verified(&log, plan, 30, erase).await;
+        assert_eq!((told, summary.findings), (vec![Flaw::EraseUnfinished], 1), "{plan:?}: beside it");
+        erase_in_log(&log, 7).await;
+        assert_eq!(flaws(&log, &[], plan).await.1, [Flaw::EraseUnfinished], "{plan:?}: interrupted");
+        assert!(tail::erase(&*log, "r", Mode::Erase).await.unwrap().left.is_empty());
+        assert_eq!(flaws(&log, &[], plan).await.1, [], "{plan:?}: the same erase again");
+    }
+}
+
+/// One that is done before the last look was never there.
+#[tokio::test(start_paused = true)]
+async fn an_erase_that_ends_meanwhile_is_nothing() {
+    for plan in plans() {
+        let (log, _) = filled(60).await;
+        for i in 1..=60 {
+            assert!(log.erase_cell(&cell(i).key).await.unwrap());
+        }
+        let end = async {
+            sleep(Duration::from_millis(500)).await;
+            tail::erase(&*log, "r", Mode::Erase).await.unwrap();
+        };
+        let ((_, told), ()) = tokio::join!(flaws(&log, &[], plan), end);
+        assert_eq!(told, [], "{plan:?}");
+    }
+}
+
+/// `cells` was restored to a moment before an erase: nothing but the same erase again helps.
+#[tokio::test(start_paused = true)]
+async fn bodies_that_only_cells_has_are_an_erase_that_is_to_be_finished() {
+    for plan in plans() {
+        let (log, _) = filled(9).await;
+        for at in 2..=9 {
+            erase_in_log(&log, at).await;
+        }
+        assert_eq!(flaws(&log, &[], plan).await.1, [Flaw::EraseUnfinished], "{plan:?}");
+        tail::erase(&*log, "r", Mode::Erase).await.unwrap();
+        assert_eq!(flaws(&log, &[], plan).await.1, [], "{plan:?}");
+    }
 }

@@ -162,6 +162,12 @@ impl Tables {
         self.put(table, &item);
     }
 
+    fn unset(&self, table: &str, key: &Value, attribute: &str) {
+        let mut item = self.get(table, key);
+        assert!(item.as_object_mut().unwrap().remove(attribute).is_some(), "it had {attribute}");
+        self.put(table, &item);
+    }
+
     /// A copy of an item elsewhere, with some other attributes.
     fn copy(&self, table: &str, key: &Value, attributes: &Value) {
         let mut item = self.get(table, key);
@@ -322,6 +328,10 @@ fn damage_to_cells_is_found() {
         ("cell_body", Some(1), |tables| {
             tables.set("trips.cells", &cell(1, 5), &json!({ "body": { "S": "{\"at\":6}" } }))
         }),
+        ("erase_unfinished", Some(1), |tables| {
+            tables.unset("trips.cells", &cell(1, 5), "body");
+            tables.set("trips.cells", &cell(1, 5), &json!({ "erased": { "BOOL": true } }));
+        }),
         ("cell_place", Some(0), |tables| tables.set("trips.cells", &cell(0, 7), &json!({ "added_id": n(6) }))),
         ("cell_place", Some(0), |tables| tables.set("trips.cells", &cell(0, 7), &json!({ "created_at": n(6) }))),
         // At a place that another cell has, and above the tip.
@@ -398,6 +408,26 @@ fn damage_to_a_group_is_found() {
             tables.copy(PARKED, &parked_key("t1/0/dead", 5), &parked_key("t2/0/dead", 5));
         }),
     ]);
+}
+
+/// An erase ended after `cells`, and the same again goes on as `verify` says.
+#[test]
+fn an_erase_that_was_interrupted_is_told_and_the_same_again_ends_it() {
+    let home = healthy();
+    let [row, other] = [row(0, 2), row(0, 3)];
+    block_on(async {
+        let log = open(&home).await.datastore(&name("trips"), None).await.unwrap();
+        assert!(log.erase_cell(&new_cell(0, 2).key).await.unwrap());
+    });
+    let ended = home.run(&["verify"]).ended(1).says("1 findings");
+    let line = format!(
+        "erase_unfinished trips/0/2 {row} BASE 1: in `cells` it is erased, in the log it has 8 bytes: the same erase of its \
+         row again finishes it\n"
+    );
+    assert_eq!(ended.stdout, line);
+    home.run(&["erase", "trips", &row, "--yes"]).done();
+    home.run(&["verify"]).done().says("0 findings");
+    home.run(&["get", "trips", &other, "BASE"]).done();
 }
 
 #[test]
