@@ -63,6 +63,8 @@ flaws! {
     CellUndecodable "cell_undecodable",
     /// A group has triggers on the datastore, and its tables are missing.
     GroupMissing "group_missing",
+    /// A group has triggers on the datastore, which does not know it.
+    GroupNotEnlisted "group_not_enlisted",
     /// A session of the group that cannot be decoded.
     SessionUndecodable "session_undecodable",
     /// A trigger of the group that cannot be decoded.

@@ -68,7 +68,7 @@ pub struct Plan {
     pub rate: Option<u32>,
 }
 
-/// A group that has triggers on the datastore.
+/// A group that may have triggers on the datastore.
 pub struct Group {
     /// Its name.
     pub name: Name,
@@ -154,7 +154,15 @@ pub async fn verify(
 /// When the store does not answer.
 pub async fn measure(log: &dyn Log, groups: &[Group]) -> Result<Sizes, StoreError> {
     let mut reader = Reader::new(log, None);
-    let mut sizes = Sizes { shards: log.datastore().shards.into(), groups: groups.len() as u64, ..Sizes::default() };
+    let mut sizes = Sizes { shards: log.datastore().shards.into(), ..Sizes::default() };
+    let enlisted = reader.groups().await?.unwrap_or_default();
+    for Group { name, ledger } in groups {
+        let Some(ledger) = ledger else { continue };
+        // What cannot be decoded is told of by the verification itself.
+        let triggers = read::triggers(ledger.as_ref(), &log.datastore().name).await?.unwrap_or_default();
+        sizes.groups += u64::from(enlisted.contains(name) || !triggers.is_empty());
+        sizes.triggers += triggers.len() as u64;
+    }
     for bucket in 0..log.datastore().buckets() {
         // A bucket that cannot be decoded is told of by the verification itself.
         for tip in reader.tips(bucket).await?.unwrap_or_default() {
@@ -172,6 +180,8 @@ struct Verifier<'a> {
     told: Told<'a>,
     /// Cells of the log that differ in `cells`.
     differing: Doubts<Differing>,
+    /// What a group keeps and ought not to.
+    unfit: Doubts<ledger::Unfit>,
     summary: Summary,
     /// Segments that overlap others, which rule.
     overlapping: BTreeSet<(ShardId, AddedId)>,
@@ -189,6 +199,7 @@ impl<'a> Verifier<'a> {
             sample: plan.sample,
             told: Told::new(hear),
             differing: Doubts::default(),
+            unfit: Doubts::default(),
             summary: Summary { shards: u64::from(shards), ..Summary::default() },
             overlapping: BTreeSet::new(),
             tips: vec![AddedId(0); shards as usize],

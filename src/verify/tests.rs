@@ -2,8 +2,15 @@
 
 use super::*;
 use crate::{
-    cell::{CellKey, NewCell, NewDatastore, SegmentKey},
-    store::{Cells, memory::MemoryLog, segment},
+    cell::{
+        CellKey, Checkpoint, Epoch, LaneChange, LeaseWrite, Millis, NewCell, NewDatastore, Parked, ParkedState,
+        SegmentKey, SessionId, ShardRef, TriggerId, TriggerRecord, TriggerState, Written,
+    },
+    store::{
+        Cells,
+        memory::{MemoryLedger, MemoryLog},
+        segment,
+    },
     tail::{self, Mode},
 };
 use futures_util::FutureExt;
@@ -224,5 +231,161 @@ async fn bodies_that_only_cells_has_are_an_erase_that_is_to_be_finished() {
         assert_eq!(flaws(&log, &[], plan).await.1, [Flaw::EraseUnfinished], "{plan:?}");
         tail::erase(&*log, "r", Mode::Erase).await.unwrap();
         assert_eq!(flaws(&log, &[], plan).await.1, [], "{plan:?}");
+    }
+}
+
+fn record(log: &MemoryLog, trigger: &str) -> TriggerRecord {
+    TriggerRecord {
+        id: TriggerId::from_stored(trigger),
+        name: name(trigger),
+        formerly: BTreeSet::new(),
+        source: log.datastore().name.clone(),
+        incarnation: log.datastore().incarnation.clone(),
+        state: TriggerState::Active,
+        generation: 0,
+        start: None,
+        revision: 0,
+    }
+}
+
+/// Has a trigger begin on all shards, with a parked cell at the first place of each.
+async fn begin(log: &MemoryLog, ledger: &MemoryLedger, trigger: &str) {
+    for shard in log.datastore().all_shards() {
+        let at = ShardRef { source: log.datastore().name.clone(), shard };
+        let seen = ledger.lease(&at).await.unwrap();
+        let owner = SessionId::random();
+        if let Some(lease) = &seen {
+            ledger.declare_dead(lease.owner.as_ref().unwrap(), None).await.unwrap();
+        }
+        ledger.claim(&at, &log.datastore().incarnation, &owner, seen.as_ref(), Millis(1)).await.unwrap();
+        let first = log.page(shard, AddedId(0), 1, crate::cell::Consistency::Strong).await.unwrap().remove(0);
+        let cell = segment::unpack(shard, &first).unwrap().remove(0);
+        let parked = Parked {
+            trigger: TriggerId::from_stored(trigger),
+            shard: at.clone(),
+            added_id: cell.added_id,
+            last: cell.added_id,
+            row_key: cell.key.row_key.to_string(),
+            column: cell.key.column.to_string(),
+            ref_key: cell.key.ref_key,
+            state: ParkedState::Dead,
+            attempts: 1,
+            errors: Vec::new(),
+            next_attempt_at: Millis(0),
+            since: Millis(0),
+            revision: 1,
+        };
+        let write = LeaseWrite {
+            shard: at,
+            owner,
+            epoch: Epoch(seen.map_or(0, |lease| lease.epoch.0) + 1),
+            seq: 1,
+            checkpoints: [(TriggerId::from_stored(trigger), Checkpoint::default())].into(),
+            lanes: vec![LaneChange::Put(parked)],
+            release: false,
+        };
+        assert_eq!(ledger.write(&write).await.unwrap(), Written::Accepted);
+    }
+}
+
+/// A datastore of so many shards with a cell in each, and a group that it knows.
+async fn with_group(shards: u32) -> (Arc<MemoryLog>, Arc<MemoryLedger>, [Group; 1]) {
+    let log = trips(shards);
+    let cells = Cells::new(log.clone());
+    for shard in log.datastore().all_shards() {
+        let row = (0..).map(|i| format!("r{i}")).find(|row| ShardId::of(row, shards) == shard).unwrap();
+        let key = CellKey { row_key: row.into(), ..cell(1).key };
+        assert!(cells.put(vec![NewCell { key, ..cell(1) }]).await[0].is_ok());
+    }
+    log.enlist(&name("g")).await.unwrap();
+    let ledger = Arc::new(MemoryLedger::new());
+    let groups = [Group { name: name("g"), ledger: Some(ledger.clone()) }];
+    (log, ledger, groups)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trigger_that_is_registered_meanwhile_is_known() {
+    let (log, ledger, groups) = with_group(9).await;
+    ledger.register(&record(&log, "old")).await.unwrap();
+    begin(&log, &ledger, "old").await;
+    // A shard takes seconds.
+    let plan = Plan { rate: Some(1), ..Plan::default() };
+    let begun = Instant::now();
+    let at = flaws(&log, &[], plan).await.0.units + 10;
+    let reload = async {
+        sleep(Duration::from_secs(at)).await;
+        ledger.register(&record(&log, "new")).await.unwrap();
+        begin(&log, &ledger, "new").await;
+    };
+    let (verified, ()) = tokio::join!(flaws(&log, &groups, plan), reload);
+    assert_eq!((verified.1, verified.0.dead), (vec![], 9));
+    assert!(begun.elapsed() > Duration::from_secs(at + 30), "shards were read after it: {:?}", begun.elapsed());
+    // One that was never there is told, on each shard.
+    begin(&log, &ledger, "ghost").await;
+    assert_eq!(flaws(&log, &groups, Plan::default()).await.1, [Flaw::ParkedTrigger; 9]);
+}
+
+/// Once it is retired, a trim asks no more how far it is.
+#[tokio::test(start_paused = true)]
+async fn a_trigger_that_is_retired_meanwhile_may_be_trimmed_past() {
+    let (log, ledger, groups) = with_group(9).await;
+    ledger.register(&record(&log, "old")).await.unwrap();
+    begin(&log, &ledger, "old").await;
+    let plan = Plan { rate: Some(1), ..Plan::default() };
+    let at = flaws(&log, &[], plan).await.0.units + 10;
+    let retire = async {
+        sleep(Duration::from_secs(at)).await;
+        let registered = ledger.triggers().await.unwrap().remove(0);
+        ledger.update_trigger(&TriggerRecord { state: TriggerState::Retired, ..registered }).await.unwrap();
+        for shard in log.datastore().all_shards() {
+            tail::trim(&*log, shard, AddedId(1), u64::MAX).await.unwrap();
+        }
+    };
+    let ((_, told), ()) = tokio::join!(flaws(&log, &groups, plan), retire);
+    assert_eq!(told, []);
+}
+
+/// Checkpoints that passed what a restore took away, on all shards.
+#[tokio::test(start_paused = true)]
+async fn many_leases_and_lanes_that_do_not_fit_take_little_longer_than_one() {
+    let (log, ledger, groups) = with_group(200).await;
+    ledger.register(&record(&log, "old")).await.unwrap();
+    begin(&log, &ledger, "old").await;
+    let (empty, begun) = (trips(200), Instant::now());
+    empty.enlist(&name("g")).await.unwrap();
+    let (_, told) = flaws(&empty, &groups, Plan::default()).await;
+    let parked = told.iter().filter(|flaw| **flaw == Flaw::ParkedAboveTip).count();
+    assert_eq!((parked, told.len()), (200, 200 + 200 + 1), "each lease and trigger is of other tables");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_is_not_known_is_told_if_it_has_triggers_and_costs_nothing_if_not() {
+    let (log, ledger, _) = with_group(9).await;
+    let others = [Group { name: name("other"), ledger: Some(ledger.clone()) }];
+    let alone = flaws(&log, &[], Plan::default()).await.0.units;
+    let (summary, told) = flaws(&log, &others, Plan::default()).await;
+    assert_eq!((told, summary.units), (vec![], alone + 1));
+    assert_eq!(measure(&*log, &others).await.unwrap().groups, 0);
+    ledger.register(&record(&log, "old")).await.unwrap();
+    assert_eq!(flaws(&log, &others, Plan::default()).await.1, [Flaw::GroupNotEnlisted]);
+    log.enlist(&name("other")).await.unwrap();
+    assert_eq!(flaws(&log, &others, Plan::default()).await.1, []);
+}
+
+/// However many triggers there are.
+#[tokio::test(start_paused = true)]
+async fn what_is_said_beforehand_is_about_what_it_takes() {
+    for triggers in [0, 1, 32] {
+        let (log, ledger, groups) = with_group(64).await;
+        for i in 0..triggers {
+            ledger.register(&record(&log, &format!("t{i}"))).await.unwrap();
+        }
+        ledger.register(&TriggerRecord { source: name("other"), ..record(&log, "elsewhere") }).await.unwrap();
+        let sizes = measure(&*log, &groups).await.unwrap();
+        assert_eq!((sizes.groups, sizes.triggers), (1, triggers));
+        let (said, took) =
+            (estimate(&sizes, &Plan::default()).units, flaws(&log, &groups, Plan::default()).await.0.units);
+        assert!(took <= said && said <= took * 3 / 2, "{triggers} triggers: {said} said, {took} taken");
     }
 }

@@ -192,6 +192,11 @@ fn tip(shard: u64) -> Value {
     json!({ "bucket": n(shard % 16), "shard": n(shard) })
 }
 
+/// The datastore's own item.
+fn own() -> Value {
+    json!({ "bucket": { "N": "-1" }, "shard": { "N": "-1" } })
+}
+
 fn segment(shard: u64, last: u64) -> Value {
     json!({ "shard": n(shard), "last": n(last) })
 }
@@ -260,6 +265,7 @@ fn each_is_found(plants: &[(&str, Option<u64>, Plant)]) {
 fn a_healthy_store_holds_and_is_counted() {
     let home = healthy();
     let ended = home.run(&["verify", "--json"]).done().says("17 cells, 14 of them in the log; about ");
+    let ended = ended.says("read units and one for each parked cell");
     let counts = ended.says("0 findings").objects();
     let wanted = json!({
         "shards": 4, "segments": 8, "logged": 15, "cells": 17, "trimmed": 3, "newer": 0, "owned": 2, "orphaned": 0,
@@ -367,9 +373,9 @@ fn damage_to_a_group_is_found() {
     const PARKED: &str = "default.parked";
     each_is_found(&[
         ("group_missing", None, |tables| {
-            let own = json!({ "bucket": { "N": "-1" }, "shard": { "N": "-1" } });
-            tables.set("trips.tips", &own, &json!({ "groups": { "SS": ["default", "ghost"] } }));
+            tables.set("trips.tips", &own(), &json!({ "groups": { "SS": ["default", "ghost"] } }));
         }),
+        ("group_not_enlisted", None, |tables| tables.unset("trips.tips", &own(), "groups")),
         ("session_undecodable", None, |tables| {
             let session = json!({ "scope": { "S": "sessions" }, "item": { "S": "s1" } });
             tables.set(CONTROL, &session, &json!({ "state": { "S": "undead" } }));
@@ -428,6 +434,30 @@ fn an_erase_that_was_interrupted_is_told_and_the_same_again_ends_it() {
     home.run(&["erase", "trips", &row, "--yes"]).done();
     home.run(&["verify"]).done().says("0 findings");
     home.run(&["get", "trips", &other, "BASE"]).done();
+}
+
+/// Tables that were restored to a moment before the group's first trigger do not know of it.
+#[test]
+fn the_group_of_the_config_is_verified_whether_the_datastore_knows_of_it_or_not() {
+    let home = healthy();
+    let tables = Tables(dynoxide::Database::new(home.path("config/cellhook.db").to_str().unwrap()).unwrap());
+    tables.unset("trips.tips", &own(), "groups");
+    tables.checkpoint(0, "low", n(8));
+    drop(tables);
+    let found = home.run(&["verify", "--json"]).ended(1).objects();
+    assert_eq!(
+        found.iter().filter_map(|line| line["finding"].as_str()).collect::<Vec<_>>(),
+        ["group_not_enlisted", "checkpoint_above_tip"]
+    );
+    let detail = found[0]["detail"].as_str().unwrap();
+    assert!(detail.contains("(bill)") && detail.contains("start a worker of the group"), "{detail}");
+    // A group that has nothing there is nothing wrong, with tables of its own or without.
+    let other =
+        |home: &Home| fs::write(home.path("config/cellhook.toml"), format!("group = \"other\"\n{CONFIG}")).unwrap();
+    other(&home);
+    home.run(&["verify"]).done();
+    home.run(&["init"]).done();
+    home.run(&["verify"]).done();
 }
 
 #[test]
