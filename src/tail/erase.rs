@@ -25,7 +25,11 @@ use crate::{
     },
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ops::Bound::{Excluded, Unbounded},
+    time::Duration,
+};
 
 /// Places that are read at a time.
 const PAGE: usize = 500;
@@ -36,6 +40,8 @@ const LOOKS: u32 = 5;
 /// How often a segment or a lane is read again because somebody else changed it. A segment has at most 98 cells, and each change
 /// of it that another erase makes erases one of them.
 const ROUNDS: u32 = 100;
+/// Where the places of a hole end that nothing follows.
+const LOG_END: AddedId = AddedId(u64::MAX);
 /// What stands where the error texts of a parked cell were.
 const NO_TEXT: &str = "the error texts went when the cell was erased";
 
@@ -119,8 +125,8 @@ enum At {
     Trimmed(AddedId),
     /// Something that cannot be read, up to here.
     Unreadable(AddedId, String),
-    /// Nothing, and no trim was there.
-    Missing,
+    /// Nothing, up to here, and no trim was there.
+    Missing(AddedId),
 }
 
 impl Row<'_> {
@@ -141,16 +147,21 @@ impl Row<'_> {
                     erased.left.push(self.unreadable(last, &why));
                     last
                 }
-                At::Missing => {
+                At::Missing(last) => {
+                    let places = match last {
+                        LOG_END => format!("from {place} on"),
+                        last if last == place => format!("at {place}"),
+                        last => format!("at {place} to {last}"),
+                    };
                     erased.left.push(format!(
-                        "shard {}: the log has nothing at {place}, and no trim deleted it: were the tables restored to \
+                        "shard {}: the log has nothing {places}, and no trim deleted it: were the tables restored to \
                          different moments?",
                         self.shard
                     ));
-                    place
+                    last
                 }
             };
-            next = self.places.range(end.max(place).next()..).next().copied();
+            next = self.places.range((Excluded(end.max(place)), Unbounded)).next().copied();
         }
         Ok(())
     }
@@ -165,6 +176,8 @@ impl Row<'_> {
     /// Finds what lies at a place.
     async fn at(&self, place: AddedId) -> Result<At, StoreError> {
         let before = AddedId(place.0.saturating_sub(1));
+        // What a look misses of an append that is under way, another may see.
+        let mut gap = LOG_END;
         for look in 0..LOOKS {
             let found = match patiently(|| self.log.page(self.shard, before, 1, Consistency::Strong)).await {
                 Ok(page) => page.into_iter().next(),
@@ -176,11 +189,11 @@ impl Row<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let gap = match found {
+            match found {
                 Some(segment) if segment.key().first() <= place => return Ok(At::Segment(segment)),
-                Some(segment) => AddedId(segment.key().first().0 - 1),
-                None => AddedId(u64::MAX),
-            };
+                Some(segment) => gap = gap.min(AddedId(segment.key().first().0 - 1)),
+                None => {}
+            }
             let tip: Option<Tip> = patiently(|| self.log.tip(self.shard)).await?;
             let trimmed_to = tip.map_or(AddedId(0), |tip| tip.trimmed_to);
             if trimmed_to >= place {
@@ -188,7 +201,7 @@ impl Row<'_> {
             }
             tokio::time::sleep(Duration::from_millis(50) * (1 << look)).await;
         }
-        Ok(At::Missing)
+        Ok(At::Missing(gap))
     }
 
     /// Erases the row's bodies in a segment. Says whether it had any, or why it could not be done.
@@ -387,8 +400,42 @@ mod tests {
         }
         assert!(log.raise_trim(SHARD, AddedId(3)).await.unwrap());
         let met = erase(&*log, "a", Mode::Erase).await.unwrap();
-        assert_eq!((met.bodies, met.segments, met.left.len()), (8, 2, 2), "{met:?}");
-        assert!(met.left[0].contains("the log has nothing at 7") && met.left[1].contains("at 9"), "{met:?}");
+        assert_eq!((met.bodies, met.segments, met.left.len()), (8, 2, 1), "{met:?}");
+        assert!(met.left[0].contains("the log has nothing at 7 to 9, and no trim"), "{met:?}");
+        assert_eq!(left(&*log, "a").await, (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hole_takes_as_long_and_as_many_words_as_one_place() {
+        let log = Arc::new(MemoryLog::new(&NewDatastore { name: trips(), shards: 1 }));
+        let cells = Cells::new(log.clone());
+        for ref_key in 1..=300 {
+            assert!(cells.put(vec![cell("a", ref_key)]).await[0].is_ok());
+        }
+        for last in (2..100).chain([150]).chain(200..=300) {
+            log.delete_segment(SHARD, AddedId(last)).await.unwrap();
+        }
+        let begun = tokio::time::Instant::now();
+        let met = erase(&*log, "a", Mode::Erase).await.unwrap();
+        assert_eq!((met.bodies, met.segments), (300, 1 + 50 + 49), "{met:?}");
+        for (told, places) in met.left.iter().zip(["at 2 to 99,", "at 150,", "from 200 on,"]) {
+            assert!(told.contains(&format!("the log has nothing {places} and no trim")), "{told}");
+        }
+        assert_eq!(met.left.len(), 3, "{met:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+
+    /// A query beside an append may miss it, and show what follows.
+    #[tokio::test(start_paused = true)]
+    async fn a_hole_ends_where_any_look_saw_a_segment() {
+        let (_store, faults, log) = behind_faults().await;
+        log.delete_segment(SHARD, AddedId(3)).await.unwrap();
+        // Two queries for the row, and all looks but the last.
+        (0..2 + LOOKS - 1).for_each(|_| faults.next("Query", None));
+        faults.next("Query", Fault::Answer(200, r#"{"Items":[],"Count":0,"ScannedCount":0}"#.into()));
+        let met = erase(&*log, "a", Mode::Erase).await.unwrap();
+        assert_eq!((met.segments, met.left.len()), (3, 1), "{met:?}");
+        assert!(met.left[0].contains("the log has nothing at 1 to 3, and no trim"), "{met:?}");
         assert_eq!(left(&*log, "a").await, (0, 0));
     }
 

@@ -58,10 +58,11 @@ impl Verifier<'_> {
                 }
             }
         }
+        self.settle_differing().await?;
         if suspects.is_empty() { Ok(()) } else { self.suspects(&accounts, &suspects).await }
     }
 
-    /// Looks up each cell of these ranges.
+    /// Looks up each cell of these ranges. Those that the log has were compared.
     async fn suspects(
         &mut self,
         accounts: &[Option<Account>],
@@ -75,7 +76,10 @@ impl Verifier<'_> {
                 if let Some(Place::Range(range)) = account.map(|account| account.place(cell.added_id))
                     && suspects.contains(&(cell.shard, range))
                 {
-                    self.look_up(cell).await?;
+                    match self.logged(cell.shard, cell.added_id).await? {
+                        Logged::Cell(logged, _) if logged.key == cell.key => {}
+                        other => self.not_in_log(cell, other).await?,
+                    }
                 }
             }
             after = next;
@@ -111,7 +115,7 @@ impl Verifier<'_> {
                 }
             }
         }
-        Ok(())
+        self.settle_differing().await
     }
 
     async fn scan(
@@ -187,13 +191,20 @@ impl Verifier<'_> {
     /// Whether the log has a cell of `cells` at its place.
     async fn look_up(&mut self, cell: &Cell) -> Result<(), Stopped> {
         match self.logged(cell.shard, cell.added_id).await? {
-            Logged::Unreadable => Ok(()),
             Logged::Cell(logged, last) if logged.key == cell.key => {
-                if difference(&logged, &Fetched::Cell(Box::new(cell.clone()))).is_some() {
-                    self.compare(last, vec![*logged]).await?;
+                if let Some(finding) = difference(&logged, &Fetched::Cell(Box::new(cell.clone()))) {
+                    self.doubt(last, &logged, finding);
                 }
-                Ok(())
+                self.settle_differing_if_due().await
             }
+            other => self.not_in_log(cell, other).await,
+        }
+    }
+
+    /// A cell of `cells` whose place in the log has something else.
+    async fn not_in_log(&mut self, cell: &Cell, found: Logged) -> Result<(), Stopped> {
+        match found {
+            Logged::Unreadable => Ok(()),
             Logged::Cell(logged, _) => {
                 let CellKey { row_key, column, ref_key } = &logged.key;
                 let detail = format!("the log has {row_key:?} {column:?} {ref_key} at its place");

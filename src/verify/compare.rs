@@ -32,11 +32,26 @@ pub(super) fn difference(logged: &Cell, stored: &Fetched) -> Option<Finding> {
         );
         return Some(Finding::of(Flaw::CellPlace, logged, detail));
     }
+    if logged.is_erased() != stored.is_erased() {
+        let erased = |one: &str, bytes: usize, other: &str| {
+            format!("{one} it is erased, {other} it has {bytes} bytes: the same erase of its row again finishes it")
+        };
+        let detail = match stored.is_erased() {
+            true => erased("in `cells`", logged.body.len(), "in the log"),
+            false => erased("in the log", stored.body.len(), "in `cells`"),
+        };
+        return Some(Finding::of(Flaw::EraseUnfinished, logged, detail));
+    }
     if logged.body != stored.body {
         let detail = format!("{} bytes in the log, {} bytes in `cells`", logged.body.len(), stored.body.len());
         return Some(Finding::of(Flaw::CellBody, logged, detail));
     }
     None
+}
+
+/// Whether what lies at a cell's address says that it lies at the cell's place.
+pub(super) fn lies_at_its_place(logged: &Cell, stored: &Fetched) -> bool {
+    matches!(stored, Fetched::Cell(stored) if (stored.shard, stored.added_id) == (logged.shard, logged.added_id))
 }
 
 /// A cell that lies where its row does not belong.

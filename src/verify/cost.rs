@@ -9,8 +9,12 @@ pub(super) const PACKED_CELL: usize = 256;
 const CELL: u64 = 1024;
 /// Cells of a segment, where nobody knows better.
 const SEGMENT_CELLS: u64 = 10;
-/// Read units a shard: its tip and that of each group's checkpoints, its lease, the lanes of a trigger.
-const SHARD_UNITS: u64 = 8;
+/// Read units a shard: its tip, and the ends of its log.
+const SHARD_UNITS: u64 = 4;
+/// Read units a shard and group: its lease, between two readings of the tip, and once more with all others.
+const GROUP_UNITS: u64 = 4;
+/// Read units a shard and trigger: its two lanes.
+const TRIGGER_UNITS: u64 = 2;
 
 /// How much there is to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub struct Sizes {
     pub shards: u64,
     /// Groups with triggers on the datastore.
     pub groups: u64,
+    /// Triggers on the datastore, of all these groups.
+    pub triggers: u64,
     /// Cells: one for each place of each shard, trimmed or not.
     pub cells: u64,
     /// Cells that the log still has.
@@ -34,7 +40,7 @@ pub struct Sizes {
 /// What it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {
-    /// Read units, when nothing is wrong.
+    /// Read units, when nothing is wrong and nothing parked.
     pub units: u64,
     /// Cells of the log and of `cells` that are passed.
     pub passes: u64,
@@ -42,7 +48,7 @@ pub struct Estimate {
     pub measured: bool,
 }
 
-/// Read units of a verification when nothing is wrong, without the parked cells.
+/// Read units of a verification when nothing is wrong, without the parked cells and the lanes of retired triggers.
 #[must_use]
 pub fn estimate(sizes: &Sizes, plan: &Plan) -> Estimate {
     let log_bytes = sizes.log_bytes.unwrap_or(sizes.logged * PACKED_CELL as u64);
@@ -63,7 +69,8 @@ pub fn estimate(sizes: &Sizes, plan: &Plan) -> Estimate {
             (sizes.logged + part(sizes.cells), log + compared + looked_up)
         }
     };
-    let units = reads.div_ceil(2) + sizes.shards * SHARD_UNITS * (1 + sizes.groups);
+    let of_a_shard = SHARD_UNITS + sizes.groups * GROUP_UNITS + sizes.triggers * TRIGGER_UNITS;
+    let units = reads.div_ceil(2) + sizes.shards * of_a_shard;
     Estimate { units, passes, measured: sizes.cells_bytes.is_some() && sizes.log_bytes.is_some() }
 }
 

@@ -51,6 +51,8 @@ flaws! {
     CellMissing "cell_missing",
     /// A cell has another body in `cells` than in the log.
     CellBody "cell_body",
+    /// Cells of a row are erased on one side and not on the other.
+    EraseUnfinished "erase_unfinished",
     /// A cell has another place or time in `cells` than in the log.
     CellPlace "cell_place",
     /// A cell lies in a shard that its row does not belong to.
@@ -61,6 +63,8 @@ flaws! {
     CellUndecodable "cell_undecodable",
     /// A group has triggers on the datastore, and its tables are missing.
     GroupMissing "group_missing",
+    /// A group has triggers on the datastore, which does not know it.
+    GroupNotEnlisted "group_not_enlisted",
     /// A session of the group that cannot be decoded.
     SessionUndecodable "session_undecodable",
     /// A trigger of the group that cannot be decoded.
@@ -138,11 +142,13 @@ impl Finding {
         Self { trigger: Some(trigger.to_string()), ..self }
     }
 
-    /// What it is about. A cell is told of once: whatever else is wrong about it follows from the same damage.
+    /// What it is about. A cell is told of once: whatever else is wrong about it follows from the same damage. So is a
+    /// row whose erase is to be finished.
     fn subject(&self) -> u64 {
         let Self { flaw, group, trigger, shard, added_id, cell, .. } = self;
         xxh3_64(
             match cell {
+                Some(cell) if *flaw == Flaw::EraseUnfinished => format!("{flaw} {:?}", cell.row_key),
                 Some(cell) => format!("{group:?} {trigger:?} {cell:?}"),
                 None => format!("{flaw} {group:?} {trigger:?} {shard:?} {added_id:?}"),
             }
@@ -168,6 +174,11 @@ impl<'a> Told<'a> {
 
     pub(super) fn count(&self) -> u64 {
         self.count
+    }
+
+    /// Whether its subject was told of.
+    pub(super) fn knows(&self, finding: &Finding) -> bool {
+        self.subjects.contains(&finding.subject())
     }
 
     /// Tells something that does not hold, unless its subject was told of.

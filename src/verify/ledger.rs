@@ -1,23 +1,32 @@
 //! What a group keeps about the datastore: triggers, leases, checkpoints, parked cells.
 
-use super::{Finding, Flaw, Group, LOOKS, Stopped, Verifier, compare::Fetched, group, pause, read::patiently};
+use super::{
+    Finding, Flaw, Group, LOOKS, Stopped, Verifier,
+    compare::Fetched,
+    group, pause,
+    read::{self, patiently},
+};
 use crate::cell::{
-    AddedId, CellKey, Lane, LaneKind, Lease, Ledger, Name, Parked, SessionState, ShardId, ShardRef, TriggerId,
-    TriggerRecord,
+    AddedId, CellKey, Lane, LaneKind, Lease, Ledger, Millis, Name, Parked, SessionState, ShardId, ShardRef, Tip,
+    TriggerId, TriggerRecord,
 };
 use std::collections::BTreeSet;
 
 /// Parked cells of a page.
 const PAGE: usize = 500;
-/// Bytes of a lease, a session or a parked item, about.
+/// Bytes of a lease, a session, a trigger or a parked item, about.
 const ITEM: usize = 512;
 
 /// A group that is verified.
 struct Subject<'a> {
     name: &'a Name,
     ledger: &'a dyn Ledger,
-    /// Those that tail the datastore.
+    /// Those that tail the datastore, as they were read first.
     triggers: Vec<TriggerRecord>,
+    /// Those that tail the datastore, as they were read last.
+    registered: BTreeSet<TriggerId>,
+    /// Those that only leases know. Retired, for an id is registered once, and before a lease knows it.
+    retired: BTreeSet<TriggerId>,
     /// Sessions that are not dead; `None` where they cannot be read.
     alive: Option<BTreeSet<String>>,
 }
@@ -26,7 +35,29 @@ impl Subject<'_> {
     fn finding(&self, finding: Finding) -> Finding {
         finding.in_group(self.name)
     }
+
+    fn knows(&self, trigger: &TriggerId) -> bool {
+        self.registered.contains(trigger) || self.triggers.iter().any(|record| record.id == *trigger)
+    }
+
+    /// Whether a finding is of no trigger, or of one that was registered when they were read last.
+    fn still_matters(&self, finding: &Finding) -> bool {
+        let named = |record: &&TriggerRecord| finding.trigger.as_deref() == Some(record.name.as_str());
+        self.triggers.iter().find(named).is_none_or(|record| self.registered.contains(&record.id))
+    }
 }
+
+/// Where something of a group has to be looked at again.
+#[derive(Debug)]
+pub(super) enum Unfit {
+    /// The lease of a shard.
+    Lease(ShardRef),
+    /// A page of a lane, and whose it is.
+    Page { lane: Lane, trigger: Name, after: AddedId },
+}
+
+/// What was read, and what is wrong with it; or that it cannot be decoded.
+type Looked<T> = Result<(T, Vec<Finding>), Box<Finding>>;
 
 impl Verifier<'_> {
     /// What a group keeps about the datastore.
@@ -36,15 +67,27 @@ impl Verifier<'_> {
             let detail = "it has triggers on the datastore, and its tables are missing";
             return self.told.finding(Finding::new(Flaw::GroupMissing, detail).in_group(name));
         };
-        let triggers = match patiently(|| ledger.triggers()).await? {
+        let datastore = self.reader.datastore();
+        let triggers = match read::triggers(ledger, &datastore.name).await? {
             Ok(triggers) => triggers,
             Err(why) => {
                 let detail = format!("{why}; the group was not verified");
                 return self.told.finding(Finding::new(Flaw::TriggerUndecodable, detail).in_group(name));
             }
         };
-        let datastore = self.reader.datastore();
-        let triggers: Vec<TriggerRecord> = triggers.into_iter().filter(|t| t.source == datastore.name).collect();
+        // After the triggers: a group enlists before it registers one.
+        if self.reader.groups().await?.is_ok_and(|groups| !groups.contains(name)) {
+            if triggers.is_empty() {
+                return Ok(());
+            }
+            let names: Vec<&str> = triggers.iter().map(|record| record.name.as_str()).collect();
+            let detail = format!(
+                "it has triggers on the datastore ({}), which does not know of it: the trim of another group does not ask \
+                 how far they are; start a worker of the group, which enlists it",
+                names.join(", ")
+            );
+            self.told.finding(Finding::new(Flaw::GroupNotEnlisted, detail).in_group(name))?;
+        }
         for record in &triggers {
             for finding in group::trigger(datastore, record) {
                 self.told.finding(finding.in_group(name))?;
@@ -60,12 +103,63 @@ impl Verifier<'_> {
                 None
             }
         };
-        let subject = Subject { name, ledger, triggers, alive };
+        let registered = triggers.iter().map(|record| record.id.clone()).collect();
+        let mut subject = Subject { name, ledger, triggers, registered, retired: BTreeSet::new(), alive };
         let mut undecodable = false;
         for shard in datastore.all_shards() {
-            undecodable |= !self.shard_of_group(&subject, shard).await?;
+            undecodable |= !self.shard_of_group(&mut subject, shard).await?;
+            if self.unfit.are_due() {
+                self.settle_unfit(&mut subject).await?;
+            }
         }
+        self.settle_unfit(&mut subject).await?;
         self.stray_leases(&subject, undecodable).await
+    }
+
+    /// Looks again at what does not fit, and tells what stays.
+    async fn settle_unfit(&mut self, subject: &mut Subject<'_>) -> Result<(), Stopped> {
+        let mut unfit = self.unfit.take();
+        for look in 1..LOOKS {
+            if unfit.is_empty() {
+                return Ok(());
+            }
+            pause(look).await;
+            let mut still = Vec::new();
+            for place in unfit {
+                let findings = match &place {
+                    Unfit::Lease(at) => self.lease(subject, at).await?.map(|(_, findings)| findings),
+                    Unfit::Page { lane, trigger, after } => {
+                        self.page(subject, lane, trigger, *after).await?.map(|(_, findings)| findings)
+                    }
+                };
+                let findings = findings.unwrap_or_else(|finding| vec![*finding]);
+                if findings.is_empty() {
+                    continue;
+                }
+                if look + 1 == LOOKS {
+                    // Of a trigger that was retired meanwhile nothing has to hold any more.
+                    self.read_registered(subject).await?;
+                    for finding in findings.into_iter().filter(|finding| subject.still_matters(finding)) {
+                        self.told.finding(subject.finding(finding))?;
+                    }
+                }
+                still.push(place);
+            }
+            unfit = still;
+        }
+        Ok(())
+    }
+
+    /// Which triggers are registered now.
+    async fn read_registered(&mut self, subject: &mut Subject<'_>) -> Result<(), Stopped> {
+        match read::triggers(subject.ledger, &self.reader.datastore().name).await? {
+            Ok(triggers) => {
+                self.reader.spend(triggers.len() * ITEM).await;
+                subject.registered = triggers.into_iter().map(|record| record.id).collect();
+                Ok(())
+            }
+            Err(why) => self.told.finding(subject.finding(Finding::new(Flaw::TriggerUndecodable, why))),
+        }
     }
 
     /// Leases of shards that the datastore has not.
@@ -88,30 +182,19 @@ impl Verifier<'_> {
     }
 
     /// The lease of a shard, and what is parked there. `false` when the lease cannot be decoded.
-    async fn shard_of_group(&mut self, subject: &Subject<'_>, shard: ShardId) -> Result<bool, Stopped> {
+    async fn shard_of_group(&mut self, subject: &mut Subject<'_>, shard: ShardId) -> Result<bool, Stopped> {
         let at = ShardRef { source: self.reader.datastore().name.clone(), shard };
-        let mut look = 1;
-        let lease = loop {
-            let before = self.tip_or_none(shard).await?;
-            let lease = match patiently(|| subject.ledger.lease(&at)).await? {
-                Ok(lease) => lease,
-                Err(why) => {
-                    let finding = Finding::at(Flaw::LeaseUndecodable, shard, None, why);
-                    self.told.finding(subject.finding(finding))?;
-                    return Ok(false);
+        let lease = match self.lease(subject, &at).await? {
+            Ok((lease, findings)) => {
+                if !findings.is_empty() {
+                    self.unfit.add(Unfit::Lease(at.clone()));
                 }
-            };
-            self.reader.spend(ITEM).await;
-            let after = self.tip_or_none(shard).await?;
-            let datastore = self.reader.datastore();
-            let facts = group::Facts { datastore, shard, before, lease: lease.as_ref(), after };
-            let findings = group::lease(&facts, &subject.triggers);
-            if findings.is_empty() || look == LOOKS {
-                findings.into_iter().try_for_each(|finding| self.told.finding(subject.finding(finding)))?;
-                break lease;
+                lease
             }
-            pause(look).await;
-            look += 1;
+            Err(finding) => {
+                self.told.finding(subject.finding(*finding))?;
+                return Ok(false);
+            }
         };
         self.count_owner(subject, lease.as_ref());
         for record in &subject.triggers {
@@ -121,17 +204,33 @@ impl Verifier<'_> {
             }
         }
         // Whoever had a checkpoint here may have left something parked.
-        let known: BTreeSet<&TriggerId> = subject.triggers.iter().map(|record| &record.id).collect();
-        for id in lease.iter().flat_map(|lease| lease.checkpoints.keys()).filter(|id| !known.contains(id)) {
-            self.unknown_trigger(subject, &at, id).await?;
+        for id in lease.into_iter().flat_map(|lease| lease.checkpoints.into_keys()) {
+            if !subject.knows(&id) {
+                self.unknown_trigger(subject, &at, id).await?;
+            }
         }
         Ok(true)
     }
 
+    /// The lease of a shard.
+    async fn lease(&mut self, subject: &Subject<'_>, at: &ShardRef) -> Result<Looked<Option<Lease>>, Stopped> {
+        let shard = at.shard;
+        let before = self.tip_or_none(shard).await?;
+        let lease = match patiently(|| subject.ledger.lease(at)).await? {
+            Ok(lease) => lease,
+            Err(why) => return Ok(Err(Box::new(Finding::at(Flaw::LeaseUndecodable, shard, None, why)))),
+        };
+        self.reader.spend(ITEM).await;
+        let after = self.tip_or_none(shard).await?;
+        let datastore = self.reader.datastore();
+        let facts = group::Facts { datastore, shard, before, lease: lease.as_ref(), after };
+        let findings = group::lease(&facts, &subject.triggers);
+        Ok(Ok((lease, findings)))
+    }
+
     /// A tip; one that cannot be decoded is told when the log is read.
-    async fn tip_or_none(&mut self, shard: ShardId) -> Result<Option<crate::cell::Tip>, Stopped> {
-        let none =
-            crate::cell::Tip { shard, tip: AddedId(0), created_at: crate::cell::Millis(0), trimmed_to: AddedId(0) };
+    async fn tip_or_none(&mut self, shard: ShardId) -> Result<Option<Tip>, Stopped> {
+        let none = Tip { shard, tip: AddedId(0), created_at: Millis(0), trimmed_to: AddedId(0) };
         Ok(self.reader.tip(shard).await?.ok().map(|tip| tip.unwrap_or(none)))
     }
 
@@ -148,26 +247,14 @@ impl Verifier<'_> {
     async fn lane(&mut self, subject: &Subject<'_>, record: &TriggerRecord, lane: &Lane) -> Result<(), Stopped> {
         let mut after = AddedId(0);
         loop {
-            let mut look = 1;
-            let page = loop {
-                let page = match patiently(|| subject.ledger.parked(lane, after, PAGE)).await? {
-                    Ok(page) => page,
-                    Err(why) => {
-                        let detail = format!("{why}; what follows in this lane was not verified");
-                        let finding = Finding::at(Flaw::ParkedUndecodable, lane.shard.shard, after.next(), detail);
-                        return self.told.finding(subject.finding(finding.of_trigger(&record.name)));
+            let page = match self.page(subject, lane, &record.name, after).await? {
+                Ok((page, findings)) => {
+                    if !findings.is_empty() {
+                        self.unfit.add(Unfit::Page { lane: lane.clone(), trigger: record.name.clone(), after });
                     }
-                };
-                self.reader.spend(page.len() * ITEM).await;
-                let findings = self.parked(lane.shard.shard, &page).await?;
-                if findings.is_empty() || look == LOOKS {
-                    for finding in findings {
-                        self.told.finding(subject.finding(finding.of_trigger(&record.name)))?;
-                    }
-                    break page;
+                    page
                 }
-                pause(look).await;
-                look += 1;
+                Err(finding) => return self.told.finding(subject.finding(*finding)),
             };
             match lane.kind {
                 LaneKind::Active => self.summary.parked += page.len() as u64,
@@ -178,6 +265,28 @@ impl Verifier<'_> {
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// A page of a lane.
+    async fn page(
+        &mut self,
+        subject: &Subject<'_>,
+        lane: &Lane,
+        trigger: &Name,
+        after: AddedId,
+    ) -> Result<Looked<Vec<Parked>>, Stopped> {
+        let shard = lane.shard.shard;
+        let page = match patiently(|| subject.ledger.parked(lane, after, PAGE)).await? {
+            Ok(page) => page,
+            Err(why) => {
+                let detail = format!("{why}; what follows in this lane was not verified");
+                let finding = Finding::at(Flaw::ParkedUndecodable, shard, after.next(), detail);
+                return Ok(Err(Box::new(finding.of_trigger(trigger))));
+            }
+        };
+        self.reader.spend(page.len() * ITEM).await;
+        let findings = self.parked(shard, &page).await?;
+        Ok(Ok((page, findings.into_iter().map(|finding| finding.of_trigger(trigger)).collect())))
     }
 
     async fn parked(&mut self, shard: ShardId, page: &[Parked]) -> Result<Vec<Finding>, Stopped> {
@@ -195,18 +304,29 @@ impl Verifier<'_> {
         Ok(page.iter().filter_map(finding).collect())
     }
 
-    /// Lanes of a trigger that is not registered on the datastore.
-    async fn unknown_trigger(&mut self, subject: &Subject<'_>, at: &ShardRef, id: &TriggerId) -> Result<(), Stopped> {
+    /// Lanes of a trigger that was not registered when they were read.
+    async fn unknown_trigger(
+        &mut self,
+        subject: &mut Subject<'_>,
+        at: &ShardRef,
+        id: TriggerId,
+    ) -> Result<(), Stopped> {
         for kind in [LaneKind::Active, LaneKind::Dead] {
             let lane = Lane { trigger: id.clone(), shard: at.clone(), kind };
             let Ok(first) = patiently(|| subject.ledger.parked(&lane, AddedId(0), 1)).await? else { continue };
             self.reader.spend(ITEM).await;
-            if let Some(parked) = first.first() {
-                let lane = if kind == LaneKind::Active { "active" } else { "dead" };
-                let detail = format!("its {lane} lane has cells, and it is not registered: retired, or never there");
-                let finding = Finding::at(Flaw::ParkedTrigger, at.shard, parked.added_id, detail);
-                self.told.finding(subject.finding(finding.of_trigger(id)))?;
+            let Some(parked) = first.first() else { continue };
+            if !subject.retired.contains(&id) {
+                self.read_registered(subject).await?;
+                if subject.registered.contains(&id) {
+                    return Ok(());
+                }
+                subject.retired.insert(id.clone());
             }
+            let lane = if kind == LaneKind::Active { "active" } else { "dead" };
+            let detail = format!("its {lane} lane has cells, and it is not registered: retired, or never there");
+            let finding = Finding::at(Flaw::ParkedTrigger, at.shard, parked.added_id, detail);
+            self.told.finding(subject.finding(finding.of_trigger(&id)))?;
         }
         Ok(())
     }

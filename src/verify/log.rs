@@ -3,11 +3,11 @@
 use super::{
     Finding, Flaw, LOOKS, Stopped, Verifier,
     chain::{Chain, Fit},
-    compare::{Account, difference, wrong_shard},
+    compare::{Account, wrong_shard},
     pause,
     read::{Found, Opened},
 };
-use crate::cell::{AddedId, Cell, CellKey, Millis, SegmentKey, ShardId, Tip};
+use crate::cell::{AddedId, Millis, SegmentKey, ShardId, Tip};
 
 /// How a walk over the log of a shard ended.
 enum Walked {
@@ -210,65 +210,35 @@ impl Verifier<'_> {
             account.logged(cell);
         }
         if self.sample.is_some() {
-            self.compare(key.last, cells).await?;
+            self.compare(key.last, &cells).await?;
         }
         Ok(())
     }
 
-    /// Compares cells of one segment with `cells`, and says how many are equal. What differs is read again on both
-    /// sides.
-    pub(super) async fn compare(&mut self, last: AddedId, mut open: Vec<Cell>) -> Result<u64, Stopped> {
-        let mut equal = 0;
-        for look in 1.. {
-            let keys: Vec<CellKey> = open.iter().map(|cell| cell.key.clone()).collect();
-            let stored = self.reader.cells(&keys).await?;
-            let findings: Vec<Option<Finding>> =
-                open.iter().zip(&stored).map(|(cell, stored)| difference(cell, stored)).collect();
-            equal += findings.iter().filter(|finding| finding.is_none()).count() as u64;
-            if look == LOOKS {
-                findings.into_iter().flatten().try_for_each(|finding| self.told.finding(finding))?;
-                break;
-            }
-            let mut findings = findings.into_iter();
-            open.retain(|_| findings.next().flatten().is_some());
-            let Some(shard) = open.first().map(|cell| cell.shard) else { break };
-            pause(look).await;
-            let again = match self.reader.segment(shard, last).await? {
-                Ok(None) => break,
-                Ok(Some(segment)) => self.reader.open(shard, last, Ok(segment)).await?,
-                Err(_) => continue,
-            };
-            if let Opened::Cells(cells) = again {
-                let places: Vec<AddedId> = open.iter().map(|cell| cell.added_id).collect();
-                open = cells.into_iter().filter(|cell| places.contains(&cell.added_id)).collect();
-            }
-        }
-        Ok(equal)
-    }
-
-    /// Compares the cells of the log between two places with `cells`, and says how many are equal.
+    /// Compares the cells of the log between two places with `cells`, and says how many of them lie there at
+    /// their places.
     pub(super) async fn compare_range(
         &mut self,
         shard: ShardId,
         first: AddedId,
         last: AddedId,
     ) -> Result<u64, Stopped> {
-        let (mut cursor, mut equal) = (AddedId(first.0 - 1), 0);
+        let (mut cursor, mut there) = (AddedId(first.0 - 1), 0);
         while cursor < last {
             let Ok(page) = self.reader.segments(shard, cursor, None).await? else { break };
             let Some(end) = page.last().map(|found| found.key.last) else { break };
             for Found { key, segment } in page {
                 if key.first() > last {
-                    return Ok(equal);
+                    return Ok(there);
                 }
                 let (Some(segment), false) = (segment, self.overlapping.contains(&(shard, key.last))) else { continue };
                 if let Opened::Cells(mut cells) = self.reader.open(shard, key.last, segment).await? {
                     cells.retain(|cell| first <= cell.added_id && cell.added_id <= last);
-                    equal += self.compare(key.last, cells).await?;
+                    there += self.compare(key.last, &cells).await?;
                 }
             }
             cursor = end;
         }
-        Ok(equal)
+        Ok(there)
     }
 }

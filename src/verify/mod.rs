@@ -8,23 +8,24 @@
 //! | --- | --- |
 //! | the same number and sum | the same cells lie in both, at the same places: nothing of it is read again |
 //! | another | each cell of the range in the log is got from `cells` and compared |
-//! | and `cells` has not just the equal ones | each of the range in `cells` is looked up in the log |
+//! | and `cells` has more than these at their places | each of the range in `cells` is looked up in the log |
 //!
 //! A cell is never deleted, and never moves. So what lies at or below the tip that was read first is all there when the
-//! scan comes, and every cell of the log that equals its item in `cells` has that item for itself alone: when the numbers
-//! agree as well, no item is left over.
+//! scan comes, and every cell of the log whose item in `cells` lies at its place has that item for itself alone: when
+//! the numbers agree as well, no item is left over.
 //!
 //! A sample reads the keys of the whole log and compares some segments cell by cell, then scans some slices of `cells` and
 //! looks each of their cells up in the log.
 //!
-//! What looks wrong is read again, strongly and after a while, before it is told: an append, a trim, an erase or a
-//! worker may be half-way. What holds is decided by pure functions over what was
-//! read: `chain.rs`, `compare.rs`, `group.rs`.
+//! What looks wrong is read again, strongly and after a while, before it is told: an append, a trim or a worker may be
+//! half-way. An erase is that for longer, and told by a name of its own. What holds is decided by pure functions over what
+//! was read: `chain.rs`, `compare.rs`, `group.rs`.
 
 mod cells;
 mod chain;
 mod compare;
 mod cost;
+mod doubts;
 mod finding;
 mod group;
 mod ledger;
@@ -41,6 +42,7 @@ pub use sample::Sample;
 
 use crate::cell::{AddedId, Ledger, Log, Name, ShardId, StoreError};
 use compare::Account;
+use doubts::{Differing, Doubts};
 use finding::Told;
 use read::Reader;
 use std::{
@@ -66,7 +68,7 @@ pub struct Plan {
     pub rate: Option<u32>,
 }
 
-/// A group that has triggers on the datastore.
+/// A group that may have triggers on the datastore.
 pub struct Group {
     /// Its name.
     pub name: Name,
@@ -152,7 +154,15 @@ pub async fn verify(
 /// When the store does not answer.
 pub async fn measure(log: &dyn Log, groups: &[Group]) -> Result<Sizes, StoreError> {
     let mut reader = Reader::new(log, None);
-    let mut sizes = Sizes { shards: log.datastore().shards.into(), groups: groups.len() as u64, ..Sizes::default() };
+    let mut sizes = Sizes { shards: log.datastore().shards.into(), ..Sizes::default() };
+    let enlisted = reader.groups().await?.unwrap_or_default();
+    for Group { name, ledger } in groups {
+        let Some(ledger) = ledger else { continue };
+        // What cannot be decoded is told of by the verification itself.
+        let triggers = read::triggers(ledger.as_ref(), &log.datastore().name).await?.unwrap_or_default();
+        sizes.groups += u64::from(enlisted.contains(name) || !triggers.is_empty());
+        sizes.triggers += triggers.len() as u64;
+    }
     for bucket in 0..log.datastore().buckets() {
         // A bucket that cannot be decoded is told of by the verification itself.
         for tip in reader.tips(bucket).await?.unwrap_or_default() {
@@ -168,6 +178,10 @@ struct Verifier<'a> {
     reader: Reader<'a>,
     sample: Option<Sample>,
     told: Told<'a>,
+    /// Cells of the log that differ in `cells`.
+    differing: Doubts<Differing>,
+    /// What a group keeps and ought not to.
+    unfit: Doubts<ledger::Unfit>,
     summary: Summary,
     /// Segments that overlap others, which rule.
     overlapping: BTreeSet<(ShardId, AddedId)>,
@@ -184,6 +198,8 @@ impl<'a> Verifier<'a> {
             reader: Reader::new(log, plan.rate),
             sample: plan.sample,
             told: Told::new(hear),
+            differing: Doubts::default(),
+            unfit: Doubts::default(),
             summary: Summary { shards: u64::from(shards), ..Summary::default() },
             overlapping: BTreeSet::new(),
             tips: vec![AddedId(0); shards as usize],
@@ -219,6 +235,7 @@ impl<'a> Verifier<'a> {
         for shard in (0..shards).map(ShardId) {
             accounts.push(self.shard_log(shard, ranges).await?);
         }
+        self.settle_differing().await?;
         Ok(accounts)
     }
 

@@ -8,14 +8,15 @@ use crate::{
     cell::{
         AddedId, Cell, CellKey,
         Consistency::{self, Eventual, Strong},
-        Datastore, ErrorKind, Incarnation, Log, ScanPlace, Scanned, Segment, SegmentKey, Settled, ShardId, Slice,
-        StoreError, Tip,
+        Datastore, ErrorKind, Incarnation, Ledger, Log, Name, ScanPlace, Scanned, Segment, SegmentKey, Settled,
+        ShardId, Slice, StoreError, Tip, TriggerRecord,
     },
     store::{
         self,
         segment::{SegmentError, unpack},
     },
 };
+use std::collections::BTreeSet;
 
 /// Segments of a page at most.
 const SEGMENTS: u32 = 50;
@@ -84,6 +85,13 @@ impl<'a> Reader<'a> {
 
     pub(super) async fn incarnation(&mut self) -> Read<Option<Incarnation>> {
         patiently(|| self.log.incarnation()).await
+    }
+
+    /// The groups that the datastore knows to have triggers on it.
+    pub(super) async fn groups(&mut self) -> Read<BTreeSet<Name>> {
+        let groups = patiently(|| self.log.groups()).await?;
+        self.spend(REST).await;
+        Ok(groups)
     }
 
     /// Segments after a place, those with content for which `wanted` says so. All of them: by pages of whole segments.
@@ -219,6 +227,12 @@ impl<'a> Reader<'a> {
 
 /// Scans of the whole are made at half the price: what they miss or see too early is settled.
 pub(super) const FIRST_SCAN: Consistency = Eventual;
+
+/// The triggers of a group that tail a datastore.
+pub(super) async fn triggers(ledger: &dyn Ledger, datastore: &Name) -> Read<Vec<TriggerRecord>> {
+    let triggers = patiently(|| ledger.triggers()).await?;
+    Ok(triggers.map(|triggers| triggers.into_iter().filter(|trigger| trigger.source == *datastore).collect()))
+}
 
 /// Makes a read until it is answered, or cannot be.
 pub(super) async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(request: impl Fn() -> F) -> Read<T> {

@@ -162,6 +162,12 @@ impl Tables {
         self.put(table, &item);
     }
 
+    fn unset(&self, table: &str, key: &Value, attribute: &str) {
+        let mut item = self.get(table, key);
+        assert!(item.as_object_mut().unwrap().remove(attribute).is_some(), "it had {attribute}");
+        self.put(table, &item);
+    }
+
     /// A copy of an item elsewhere, with some other attributes.
     fn copy(&self, table: &str, key: &Value, attributes: &Value) {
         let mut item = self.get(table, key);
@@ -184,6 +190,11 @@ fn n(number: u64) -> Value {
 
 fn tip(shard: u64) -> Value {
     json!({ "bucket": n(shard % 16), "shard": n(shard) })
+}
+
+/// The datastore's own item.
+fn own() -> Value {
+    json!({ "bucket": { "N": "-1" }, "shard": { "N": "-1" } })
 }
 
 fn segment(shard: u64, last: u64) -> Value {
@@ -254,6 +265,7 @@ fn each_is_found(plants: &[(&str, Option<u64>, Plant)]) {
 fn a_healthy_store_holds_and_is_counted() {
     let home = healthy();
     let ended = home.run(&["verify", "--json"]).done().says("17 cells, 14 of them in the log; about ");
+    let ended = ended.says("read units and one for each parked cell");
     let counts = ended.says("0 findings").objects();
     let wanted = json!({
         "shards": 4, "segments": 8, "logged": 15, "cells": 17, "trimmed": 3, "newer": 0, "owned": 2, "orphaned": 0,
@@ -322,6 +334,10 @@ fn damage_to_cells_is_found() {
         ("cell_body", Some(1), |tables| {
             tables.set("trips.cells", &cell(1, 5), &json!({ "body": { "S": "{\"at\":6}" } }))
         }),
+        ("erase_unfinished", Some(1), |tables| {
+            tables.unset("trips.cells", &cell(1, 5), "body");
+            tables.set("trips.cells", &cell(1, 5), &json!({ "erased": { "BOOL": true } }));
+        }),
         ("cell_place", Some(0), |tables| tables.set("trips.cells", &cell(0, 7), &json!({ "added_id": n(6) }))),
         ("cell_place", Some(0), |tables| tables.set("trips.cells", &cell(0, 7), &json!({ "created_at": n(6) }))),
         // At a place that another cell has, and above the tip.
@@ -357,9 +373,9 @@ fn damage_to_a_group_is_found() {
     const PARKED: &str = "default.parked";
     each_is_found(&[
         ("group_missing", None, |tables| {
-            let own = json!({ "bucket": { "N": "-1" }, "shard": { "N": "-1" } });
-            tables.set("trips.tips", &own, &json!({ "groups": { "SS": ["default", "ghost"] } }));
+            tables.set("trips.tips", &own(), &json!({ "groups": { "SS": ["default", "ghost"] } }));
         }),
+        ("group_not_enlisted", None, |tables| tables.unset("trips.tips", &own(), "groups")),
         ("session_undecodable", None, |tables| {
             let session = json!({ "scope": { "S": "sessions" }, "item": { "S": "s1" } });
             tables.set(CONTROL, &session, &json!({ "state": { "S": "undead" } }));
@@ -398,6 +414,50 @@ fn damage_to_a_group_is_found() {
             tables.copy(PARKED, &parked_key("t1/0/dead", 5), &parked_key("t2/0/dead", 5));
         }),
     ]);
+}
+
+/// An erase ended after `cells`, and the same again goes on as `verify` says.
+#[test]
+fn an_erase_that_was_interrupted_is_told_and_the_same_again_ends_it() {
+    let home = healthy();
+    let [row, other] = [row(0, 2), row(0, 3)];
+    block_on(async {
+        let log = open(&home).await.datastore(&name("trips"), None).await.unwrap();
+        assert!(log.erase_cell(&new_cell(0, 2).key).await.unwrap());
+    });
+    let ended = home.run(&["verify"]).ended(1).says("1 findings");
+    let line = format!(
+        "erase_unfinished trips/0/2 {row} BASE 1: in `cells` it is erased, in the log it has 8 bytes: the same erase of its \
+         row again finishes it\n"
+    );
+    assert_eq!(ended.stdout, line);
+    home.run(&["erase", "trips", &row, "--yes"]).done();
+    home.run(&["verify"]).done().says("0 findings");
+    home.run(&["get", "trips", &other, "BASE"]).done();
+}
+
+/// Tables that were restored to a moment before the group's first trigger do not know of it.
+#[test]
+fn the_group_of_the_config_is_verified_whether_the_datastore_knows_of_it_or_not() {
+    let home = healthy();
+    let tables = Tables(dynoxide::Database::new(home.path("config/cellhook.db").to_str().unwrap()).unwrap());
+    tables.unset("trips.tips", &own(), "groups");
+    tables.checkpoint(0, "low", n(8));
+    drop(tables);
+    let found = home.run(&["verify", "--json"]).ended(1).objects();
+    assert_eq!(
+        found.iter().filter_map(|line| line["finding"].as_str()).collect::<Vec<_>>(),
+        ["group_not_enlisted", "checkpoint_above_tip"]
+    );
+    let detail = found[0]["detail"].as_str().unwrap();
+    assert!(detail.contains("(bill)") && detail.contains("start a worker of the group"), "{detail}");
+    // A group that has nothing there is nothing wrong, with tables of its own or without.
+    let other =
+        |home: &Home| fs::write(home.path("config/cellhook.toml"), format!("group = \"other\"\n{CONFIG}")).unwrap();
+    other(&home);
+    home.run(&["verify"]).done();
+    home.run(&["init"]).done();
+    home.run(&["verify"]).done();
 }
 
 #[test]
