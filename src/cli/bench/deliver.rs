@@ -11,7 +11,7 @@ use crate::{
     cell::{AddedId, Call, Consistency, Event, Handler, Verdict},
     dispatch,
     handler::{self, ExecConfig, handler_fn},
-    store::{Cells, Kind, segment},
+    store::{BATCH_MAX, Cells, Kind, segment},
 };
 use anyhow::{Context as _, ensure};
 use futures_util::future::BoxFuture;
@@ -179,9 +179,10 @@ async fn children(place: &mut Place, n: usize, command: Vec<String>) -> anyhow::
 /// holds all shards begins, by cell.
 pub(super) async fn growth(place: &mut Place) -> anyhow::Result<Vec<Figure>> {
     let (few, many) = (place.sizes.shards, place.sizes.many.max(place.sizes.shards));
-    let segments = (many / few) as usize;
-    let (wide, n) = place.full(many, 1).await?;
-    let (narrow, m) = place.full(few, segments).await?;
+    // The large backlog, in full segments, over many shards and over few.
+    let segments = place.sizes.cells.div_ceil(BATCH_MAX * many as usize);
+    let (wide, n) = place.full(many, segments).await?;
+    let (narrow, m) = place.full(few, segments * (many / few) as usize).await?;
     let (narrow, wide) = (cost(place, &narrow, m).await?, cost(place, &wide, n).await?);
     let (n, m) = (place.sizes.cells, place.sizes.small());
     let (long, short) = (place.backlog(n).await?, place.backlog(m).await?);
