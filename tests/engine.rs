@@ -201,6 +201,33 @@ async fn a_hanging_handler_holds_nobody_up_when_memory_is_scarce() {
     until(&handled, 20_000, 600 * SECOND).await;
 }
 
+/// An outage downstream of an hour, for each cell of which the handler complains at length.
+#[tokio::test(start_paused = true)]
+async fn parked_cells_take_no_more_memory_than_they_may() {
+    let group = Group::new(&[("trips", 4)]);
+    let (well, handled) = (Arc::new(AtomicBool::new(false)), Handled::default());
+    let (is_well, all) = (well.clone(), handled.clone());
+    let handler = handler_fn(move |event: Event| {
+        let done = is_well.load(SeqCst);
+        if done {
+            all.lock().unwrap().push((event.cell.key.row_key.to_string(), Instant::now()));
+        }
+        let failed = || Verdict::Failed { error: "x".repeat(1000), retry_after: Some(3600 * SECOND) };
+        async move { if done { Verdict::done() } else { failed() } }
+    });
+    // A quarter of it, 256 KB, for cells of more than 1.6 KB.
+    let worker = group.worker(&["trips"], 1 << 20, vec![spec("a", "trips", handler)]).await;
+    worker.put("trips", rows(2000), 10).await;
+    sleep(1800 * SECOND).await;
+    let parked = group.ledger.all_parked(None, 10_000).await.unwrap().len();
+    assert!((40..=164).contains(&parked), "{parked} of 2000 are parked");
+    well.store(true, SeqCst);
+    until(&handled, 2000, 4 * 3600 * SECOND).await;
+    sleep(10 * SECOND).await;
+    assert_eq!(group.ledger.all_parked(None, 10).await.unwrap(), []);
+    worker.leave().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reload_stops_none_of_the_triggers_that_stay() {
     let group = Group::new(&[("trips", 1)]);

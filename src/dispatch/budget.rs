@@ -20,8 +20,11 @@ pub struct Budget {
     /// How many wait for pages.
     waiting: Arc<watch::Sender<usize>>,
     windows: usize,
-    /// Bytes of each trigger's share.
+    /// For parked cells that wait to be tried again: a quarter of all there is, beside it.
+    lanes: usize,
+    /// Bytes of each trigger's share, and of its part for parked cells.
     share: Arc<AtomicUsize>,
+    lane_share: Arc<AtomicUsize>,
     /// What is used of each share that somebody still holds.
     used: Arc<Mutex<Vec<Weak<AtomicUsize>>>>,
 }
@@ -69,7 +72,9 @@ impl Budget {
             all_pages,
             waiting: Arc::default(),
             windows,
+            lanes: windows / 3,
             share: Arc::new(AtomicUsize::new(windows)),
+            lane_share: Arc::new(AtomicUsize::new(windows / 3)),
             used: Arc::default(),
         }
     }
@@ -77,6 +82,7 @@ impl Budget {
     /// The windows' part is shared among so many triggers from now on.
     pub fn share_among(&self, triggers: usize) {
         self.share.store(self.windows / triggers.max(1), SeqCst);
+        self.lane_share.store(self.lanes / triggers.max(1), SeqCst);
     }
 
     /// A share, of which nothing is used.
@@ -86,7 +92,7 @@ impl Budget {
         let mut all = self.shares();
         all.retain(|used| used.strong_count() > 0);
         all.push(Arc::downgrade(&used));
-        Share { limit: self.share.clone(), used }
+        Share { limit: self.share.clone(), used, lane_limit: self.lane_share.clone(), lanes: Arc::default() }
     }
 
     fn shares(&self) -> MutexGuard<'_, Vec<Weak<AtomicUsize>>> {
@@ -138,6 +144,36 @@ impl Budget {
 pub struct Share {
     limit: Arc<AtomicUsize>,
     used: Arc<AtomicUsize>,
+    lane_limit: Arc<AtomicUsize>,
+    lanes: Arc<AtomicUsize>,
+}
+
+/// What the parked cells of one shard take of their trigger's part for such.
+#[derive(Debug)]
+pub(super) struct Charge {
+    limit: Arc<AtomicUsize>,
+    used: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Whether so many bytes more would fit.
+    pub(super) fn fits(&self, bytes: usize) -> bool {
+        self.used.load(SeqCst).saturating_add(bytes) <= self.limit.load(SeqCst)
+    }
+
+    /// Counts what was added and what went, whether it fits or not: what lies in a lane has to be known.
+    pub(super) fn change(&mut self, added: usize, gone: usize) {
+        self.used.fetch_add(added, SeqCst);
+        self.used.fetch_sub(gone, SeqCst);
+        self.bytes = self.bytes + added - gone;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, SeqCst);
+    }
 }
 
 /// Pays for cells in a window until the last of them is dropped.
@@ -159,6 +195,11 @@ impl Share {
             self.fits_beside(used, bytes, holds_nothing).then(|| used.saturating_add(bytes))
         });
         taken.is_ok().then(|| Ballast(self.used.clone(), bytes))
+    }
+
+    /// For the parked cells of one shard.
+    pub(super) fn charge(&self) -> Charge {
+        Charge { limit: self.lane_limit.clone(), used: self.lanes.clone(), bytes: 0 }
     }
 
     /// Whether [`Share::take`] would give them now.

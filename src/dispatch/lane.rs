@@ -3,16 +3,30 @@
 //! A cell leaves the window for a lane in one transaction: the change here and the checkpoint that passes the cell are
 //! written together. Until that write is accepted the window keeps the cell.
 
+use super::budget::Charge;
 use crate::cell::{AddedId, LaneChange, Millis, Parked};
 use std::collections::BTreeMap;
 
 /// Active parked cells of one trigger and shard at most; a cell that would be one more waits in the window.
-pub(super) const ACTIVE_MAX: usize = 10_000;
+const ACTIVE_MAX: usize = 10_000;
+/// Bytes that a parked cell takes in memory beside its texts, about: its entry here, and its place in the queue.
+const ENTRY: usize = 600;
+
+/// Bytes that a parked cell takes in memory, about.
+pub(super) fn size(row_key: &str, column: &str, errors: &[String]) -> usize {
+    ENTRY + 2 * (row_key.len() + column.len()) + errors.iter().map(String::len).sum::<usize>()
+}
+
+fn size_of(parked: &Parked) -> usize {
+    size(&parked.row_key, &parked.column, &parked.errors)
+}
 
 /// The active lane as it will be once everything is written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LaneBook {
     active: BTreeMap<AddedId, Parked>,
+    /// Pays for them.
+    charge: Charge,
     out: BTreeMap<AddedId, Change>,
     sending: BTreeMap<AddedId, Change>,
     /// Changes with which a cell leaves the window, in both.
@@ -45,8 +59,26 @@ impl Change {
 }
 
 impl LaneBook {
-    pub(super) fn len(&self) -> usize {
-        self.active.len()
+    /// Without cells.
+    pub(super) fn new(charge: Charge) -> Self {
+        Self { active: BTreeMap::new(), charge, out: BTreeMap::new(), sending: BTreeMap::new(), leaves: 0, removals: 0 }
+    }
+
+    /// Whether one more of so many bytes may be parked; else it waits in the window, which pays for it.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.active.len() < ACTIVE_MAX && self.charge.fits(bytes)
+    }
+
+    fn insert(&mut self, id: AddedId, parked: Parked) {
+        let added = size_of(&parked);
+        let gone = self.active.insert(id, parked).as_ref().map_or(0, size_of);
+        self.charge.change(added, gone);
+    }
+
+    fn take(&mut self, id: AddedId) -> Option<Parked> {
+        let parked = self.active.remove(&id)?;
+        self.charge.change(0, size_of(&parked));
+        Some(parked)
     }
 
     pub(super) fn get(&self, id: AddedId) -> Option<&Parked> {
@@ -95,13 +127,15 @@ impl LaneBook {
         change.active = Some(Active::Put);
         change.leaves = Some((id, parked.last));
         self.leaves += 1;
-        self.active.insert(id, parked);
+        self.insert(id, parked);
     }
 
     /// An active cell changes.
     pub(super) fn update(&mut self, id: AddedId, change: impl FnOnce(&mut Parked)) {
         let Some(parked) = self.active.get_mut(&id) else { return };
+        let before = size_of(parked);
         change(parked);
+        self.charge.change(size_of(parked), before);
         let out = self.out.entry(id).or_default();
         if out.active.is_none() {
             out.active = Some(Active::Update);
@@ -110,7 +144,7 @@ impl LaneBook {
 
     /// An active cell is finished. `None` when it is no longer there: an operator dropped it.
     pub(super) fn remove(&mut self, id: AddedId) -> Option<Parked> {
-        let parked = self.active.remove(&id)?;
+        let parked = self.take(id)?;
         let out = self.out.entry(id).or_default();
         out.active = match out.active {
             // Never written: nothing to delete, but it still leaves the window.
@@ -132,7 +166,7 @@ impl LaneBook {
 
     /// The same for one that the book has.
     pub(super) fn void_known(&mut self, id: AddedId) {
-        if let Some(parked) = self.active.remove(&id) {
+        if let Some(parked) = self.take(id) {
             self.void(parked);
         }
     }
@@ -224,7 +258,7 @@ impl LaneBook {
         };
         let is_gone = |id: &&AddedId| !stored.contains_key(*id) && !unsent(&self.out, id) && !unsent(&self.sending, id);
         let gone: Vec<AddedId> = self.active.keys().filter(is_gone).copied().collect();
-        let gone: Vec<Parked> = gone.into_iter().filter_map(|id| self.active.remove(&id)).collect();
+        let gone: Vec<Parked> = gone.into_iter().filter_map(|id| self.take(id)).collect();
         // A finished cell leaves the lane whatever an operator changed about it; only if he dropped it there is nothing to do.
         // Other changes of ours are void when he was faster.
         self.out.retain(|id, change| {
@@ -248,7 +282,7 @@ impl LaneBook {
             let known = self.active.get(&id);
             let newer = known.is_none_or(|known| known.revision != parked.revision) && !unsent(&self.out, &id);
             if newer && !leaving(&self.out) && !leaving(&self.sending) && !self.sending.contains_key(&id) {
-                self.active.insert(id, parked);
+                self.insert(id, parked);
                 fresh.push(id);
             }
         }

@@ -181,7 +181,7 @@ impl Cursor {
             in_flight: 0,
             in_hand: HashSet::new(),
             attempts,
-            book: LaneBook::default(),
+            book: LaneBook::new(trigger.share.charge()),
             dead: checkpoint.dead,
             graves: BTreeMap::new(),
             generation: checkpoint.generation,

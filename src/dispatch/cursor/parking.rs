@@ -5,7 +5,7 @@ use crate::{
     cell::{AddedId, CellKey, Millis, Parked, ParkedState, ShardPause},
     dispatch::{
         config::{Exhausted, Order},
-        lane::ACTIVE_MAX,
+        lane,
         retry::IN_MEMORY,
     },
     metrics,
@@ -34,7 +34,7 @@ impl Cursor {
                 parked.next_attempt_at = next_attempt_at;
             });
             self.dirty_since.get_or_insert(now.instant);
-        } else if wait > IN_MEMORY && self.trigger.config.order != Order::Shard && self.book.len() < ACTIVE_MAX {
+        } else if wait > IN_MEMORY && self.trigger.config.order != Order::Shard && self.has_room_for(&item) {
             self.park(&mut item, ParkedState::Retrying, next_attempt_at, now);
         } else if item.attempts > 0 {
             self.attempts.insert(item.added_id, item.attempts);
@@ -56,6 +56,12 @@ impl Cursor {
                 }
             }
         }
+    }
+
+    /// Whether the active lane has room for a cell of the window.
+    fn has_room_for(&self, item: &Item) -> bool {
+        let (row_key, column) = item.cell.as_ref().map_or(("", ""), |cell| (&*cell.key.row_key, &*cell.key.column));
+        self.book.has_room(lane::size(row_key, column, &item.errors))
     }
 
     /// Takes a cell out of the window into the active lane.
@@ -113,8 +119,9 @@ impl Cursor {
     /// Parks a cell behind the retrying head of its row; too many there, and the head counts as exhausted.
     pub(super) fn park_behind(&mut self, head: AddedId, mut item: Item, now: Now) {
         let lock = item.lock.clone();
+        let has_room = self.has_room_for(&item);
         let Some(row) = self.rows.get_mut(&lock) else { return };
-        if self.book.len() >= ACTIVE_MAX {
+        if !has_room {
             // The lane is full, of whatever rows: it waits in the window.
             row.queue.push_back(item);
             return;
