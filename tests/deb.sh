@@ -7,7 +7,7 @@ project=$(cd "$(dirname "$0")/.." && pwd)
 package=$("$project/systemd/deb/build.sh")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/upper" "$work/work" "$work/root"
+mkdir "$work/upper" "$work/work" "$work/system"
 cp "$package" "$work/cellhook.deb"
 
 cat >"$work/inside" <<'INSIDE'
@@ -92,11 +92,11 @@ INSIDE
 
 # Whatever happens, no process of it is left.
 unshare --mount --propagation private --pid --fork --kill-child sh -euc '
-    mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
-    mount -t tmpfs tmpfs "$1/root/tmp"
-    mount -t proc proc "$1/root/proc"
-    mount --rbind /dev "$1/root/dev"
-    cp "$1/cellhook.deb" "$1/inside" "$1/root/tmp/"
-    exec chroot "$1/root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp DEBIAN_FRONTEND=noninteractive bash /tmp/inside
+    mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/system"
+    mount -t tmpfs tmpfs "$1/system/tmp"
+    mount -t proc proc "$1/system/proc"
+    mount --rbind /dev "$1/system/dev"
+    cp "$1/cellhook.deb" "$1/inside" "$1/system/tmp/"
+    exec chroot "$1/system" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp DEBIAN_FRONTEND=noninteractive bash /tmp/inside
 ' sh "$work"
 echo "the Debian package installs, works, upgrades and goes: $(du -h "$package" | cut -f1)"
