@@ -10,7 +10,7 @@ mod retention;
 mod tips;
 
 use crate::{
-    cell::{Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId, chain},
+    cell::{Epoch, Handler, Ledger, Name, SessionId, ShardRef, StoreError, TriggerId, chain, clock},
     dispatch::{Budget, Config, Trigger},
     filter::FilterError,
     lease::{self, Coordinator, Ended, EndedShard, Fence, Grant, Identity, Turns, View},
@@ -35,7 +35,7 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -283,7 +283,7 @@ impl Worker {
         let mut trims: OptionFuture<BoxFuture<'_, ()>> = trims.into();
         let tips = tips::poll(setup.poll.clone(), setup.sources.clone(), held, foreign);
         tokio::pin!(tips);
-        let mut look_at = Instant::now() + RETIRING;
+        let mut look_at = clock::now() + RETIRING;
         loop {
             tokio::select! {
                 biased;
@@ -406,8 +406,8 @@ impl Worker {
                     // Whoever asked may have gone.
                     let _ = answer.send(registered);
                 }
-                () = tokio::time::sleep_until(look_at), if !retiring.is_empty() => {
-                    look_at = Instant::now() + RETIRING;
+                () = clock::sleep_until(look_at), if !retiring.is_empty() => {
+                    look_at = clock::now() + RETIRING;
                     let (gone, kept): (Vec<_>, Vec<_>) =
                         retiring.into_iter().partition(|trigger: &Arc<Trigger>| Arc::strong_count(trigger) == 1);
                     retiring = kept;

@@ -101,6 +101,19 @@ fn names_crate(code: &str, krate: &str) -> bool {
     })
 }
 
+/// The rooms whose time is that of `cell::clock`, so that a simulated worker has a clock of its own.
+const ON_THE_CLOCK: &[&str] = &["dispatch", "lease", "tail", "shard", "worker"];
+/// Tokio's clock, past it. `worker/minder.rs` counts rounds of its own and compares them with nothing else.
+const PAST_THE_CLOCK: &[&str] = &["Instant::now(", "tokio::time::sleep", "tokio::time::timeout", ".elapsed()"];
+
+/// Where a file's code asks tokio for the time instead of `cell::clock`.
+fn past_the_clock(room: &str, path: &str, code: &str) -> Option<String> {
+    let own = code.split("#[cfg(test)]").next().unwrap_or_default();
+    let asks = PAST_THE_CLOCK.iter().find(|way| own.contains(**way))?;
+    let exempt = path.ends_with("tests.rs") || path.ends_with("minder.rs");
+    (ON_THE_CLOCK.contains(&room) && !exempt).then(|| format!("{path}: `{asks}` is not `cell::clock`"))
+}
+
 /// What is wrong with a file.
 fn faults(room: &str, path: &str, text: &str) -> Vec<String> {
     let mut faults = Vec::new();
@@ -112,6 +125,7 @@ fn faults(room: &str, path: &str, text: &str) -> Vec<String> {
     }
     let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
     let code = lines.collect::<Vec<_>>().join("\n");
+    faults.extend(past_the_clock(room, path, &code));
     let Some(own) = storey(room) else {
         if !matches!(room, "lib" | "main") {
             faults.push(format!("{path}: room `{room}` is not on the plan"));
@@ -171,6 +185,9 @@ fn an_import_that_is_turned_round_is_seen() {
         "a comment"
     );
     assert_eq!(faults("tail", "t.rs", "use aws_sdk_dynamodb::Client;").len(), 2, "no doc, a foreign crate");
+    let sleeps = "//! x\nfn f() { tokio::time::sleep(S) }";
+    assert_eq!(faults("tail", "t.rs", sleeps).len(), 1, "past the clock");
+    assert_eq!(faults("tail", "t.rs", &format!("//! x\n#[cfg(test)]\n{sleeps}")), [""; 0], "in a test");
     assert_eq!(faults("common", "h.rs", "//! x").len(), 1, "a room that is not on the plan");
 }
 

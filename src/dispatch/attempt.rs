@@ -2,13 +2,15 @@
 
 use super::{Item, Trigger};
 use crate::{
-    cell::{Call, Cell, CellKey, Epoch, Event, Go, Latest, NewCell, Origin, PutCell, StoreError, Verdict, chain},
+    cell::{
+        Call, Cell, CellKey, Epoch, Event, Go, Latest, NewCell, Origin, PutCell, StoreError, Verdict, chain, clock,
+    },
     metrics,
     store::PutError,
 };
 use futures_util::{StreamExt, future::join_all, stream};
 use std::{iter::repeat_with, pin::pin, sync::Arc, time::Duration};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A call that ended.
 pub struct Attempted {
@@ -80,13 +82,13 @@ pub async fn attempt(
     }
     if !events.is_empty() {
         let cells: Vec<Cell> = events.iter().map(|event| event.cell.clone()).collect();
-        let (started, began) = (trigger.calls.started(), Instant::now());
+        let (started, began) = (trigger.calls.started(), clock::now());
         let answers =
             trigger.handler.clone().call(Call { events, timeout: trigger.config.timeout, go: safe.clone() }).await;
-        trigger.calls.took(began.elapsed());
+        trigger.calls.took(clock::since(began));
         drop(started);
         while !safe.now() {
-            tokio::time::sleep(UNSAFE_LOOK).await;
+            clock::sleep(UNSAFE_LOOK).await;
         }
         let answers = answers.into_iter().chain(repeat_with(|| Verdict::failed("the handler gave no verdict")));
         let appends = cells.into_iter().zip(answers).map(|(cell, answer)| append(&trigger, cell, answer));

@@ -2,6 +2,7 @@
 //!
 //! Own code and not a crate, because it has to run on tokio's clock: a simulation stops that one.
 
+use crate::cell::clock;
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -19,7 +20,7 @@ impl Rate {
     /// A full bucket. `per_second` above 0.
     #[must_use]
     pub fn new(per_second: f64) -> Self {
-        Self { per_second, bucket: Mutex::new((Instant::now(), per_second.max(1.0))) }
+        Self { per_second, bucket: Mutex::new((clock::now(), per_second.max(1.0))) }
     }
 
     /// Takes `n` tokens, or tells when one will be there. A bucket with at least one gives all `n` on credit, so that a batch
@@ -59,12 +60,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_rate_is_kept_over_time() {
         let rate = Rate::new(50.0);
-        let start = Instant::now();
+        let start = clock::now();
         let mut taken = 0;
-        while start.elapsed() < Duration::from_secs(10) {
-            match rate.take(Instant::now(), 1) {
+        while clock::since(start) < Duration::from_secs(10) {
+            match rate.take(clock::now(), 1) {
                 Ok(()) => taken += 1,
-                Err(at) => tokio::time::sleep_until(at).await,
+                Err(at) => clock::sleep_until(at).await,
             }
         }
         assert!((500..=560).contains(&taken), "50 a second and the first bucket: {taken}");
@@ -73,7 +74,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_batch_larger_than_the_bucket_is_on_credit() {
         let rate = Rate::new(0.5);
-        let now = Instant::now();
+        let now = clock::now();
         assert_eq!(rate.take(now, 10), Ok(()));
         let again = rate.take(now, 1).unwrap_err() - now;
         assert!(again > Duration::from_secs(19) && again < Duration::from_secs(21), "{again:?}");

@@ -41,7 +41,7 @@ pub(super) async fn claim(
                     tracing::warn!(%shard, error = %chain(&error), "cannot claim");
                     break;
                 }
-                tokio::time::sleep(back_off(Duration::from_millis(20), failures)).await;
+                clock::sleep(back_off(Duration::from_millis(20), failures)).await;
             }
         }
     }

@@ -257,7 +257,7 @@ impl Coordinator {
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => {}
-                        () = tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+                        () = clock::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
                     }
                 }
             }
@@ -320,7 +320,7 @@ struct Draining {
 impl<'a> Tenure<'a> {
     fn new(home: &'a mut Coordinator, me: SessionId, pulse: watch::Receiver<Pulse>) -> Self {
         let watchman = Watchman::new(me.clone(), home.config.membership, home.config.heartbeat);
-        let now = Instant::now();
+        let now = clock::now();
         Self {
             home,
             me,
@@ -366,9 +366,9 @@ impl<'a> Tenure<'a> {
                     self.on_ended(all).await;
                 }
                 Ok(()) = self.pulse.changed() => self.on_pulse().await,
-                () = tokio::time::sleep_until(self.next_reading) => self.read_members().await,
-                () = tokio::time::sleep_until(self.next_sweep) => self.sweep().await,
-                () = until(give_from), if give_from.is_some_and(|at| at > Instant::now()) => {}
+                () = clock::sleep_until(self.next_reading) => self.read_members().await,
+                () = clock::sleep_until(self.next_sweep) => self.sweep().await,
+                () = until(give_from), if give_from.is_some_and(|at| at > clock::now()) => {}
                 () = until(leave_by) => {}
                 () = until(self.tell_at) => self.tell_handed_over(),
             }
@@ -380,7 +380,7 @@ impl<'a> Tenure<'a> {
             }
             self.publish();
             if let Some(draining) = &self.draining {
-                let late = Instant::now() >= draining.leave_by;
+                let late = clock::now() >= draining.leave_by;
                 if self.held.is_empty() || late {
                     if late && !self.held.is_empty() {
                         tracing::warn!(shards = self.held.len(), "left before these shards were handed over");
@@ -404,7 +404,7 @@ impl<'a> Tenure<'a> {
     fn hear(&mut self, inbox: u64, parked_inbox: u64) {
         if inbox > self.inbox {
             self.inbox = inbox;
-            self.next_sweep = Instant::now();
+            self.next_sweep = clock::now();
         }
         if parked_inbox > self.parked_inbox {
             self.parked_inbox = parked_inbox;
@@ -428,7 +428,7 @@ impl<'a> Tenure<'a> {
                 if self.read_failures == 1 {
                     tracing::warn!(error = %chain(&error), "cannot read the sessions; trying again");
                 }
-                self.next_reading = Instant::now() + back_off(membership, self.read_failures);
+                self.next_reading = clock::now() + back_off(membership, self.read_failures);
                 return;
             }
         };
@@ -457,7 +457,7 @@ impl<'a> Tenure<'a> {
         let draining = sessions.iter().any(|session| session.state == SessionState::Draining);
         let interval = if draining { membership.min(SWEEP_WAITING) } else { membership };
         // A death takes effect with the reading that shows it.
-        self.next_reading = Instant::now() + if declared { Duration::ZERO } else { interval };
+        self.next_reading = clock::now() + if declared { Duration::ZERO } else { interval };
     }
 
     async fn declare_dead(&mut self, id: &SessionId, beat: u64) -> bool {
@@ -516,11 +516,11 @@ impl<'a> Tenure<'a> {
         match self.read_leases().await {
             Ok(()) => {
                 self.swept = true;
-                self.next_sweep = Instant::now() + self.sweep_interval();
+                self.next_sweep = clock::now() + self.sweep_interval();
             }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "cannot read the leases; trying again");
-                self.next_sweep = Instant::now() + back_off(SWEEP_WAITING, 3);
+                self.next_sweep = clock::now() + back_off(SWEEP_WAITING, 3);
             }
         }
     }
@@ -528,7 +528,7 @@ impl<'a> Tenure<'a> {
     /// Until the next sweep: sooner while a shard that this worker wants has another owner, but not for ever.
     fn sweep_interval(&self) -> Duration {
         let membership = self.home.config.membership;
-        match self.waiting_since.map(|since| since.elapsed()) {
+        match self.waiting_since.map(|since| clock::since(since)) {
             Some(waited) if waited < SWEEP => SWEEP_WAITING.max(membership),
             Some(_) => SWEEP_PATIENT.max(membership),
             None => SWEEP.mul_f64(0.9 + 0.2 * fastrand::f64()),
@@ -654,14 +654,14 @@ impl<'a> Tenure<'a> {
         if self.draining.is_none() {
             self.claim().await;
         } else {
-            self.vacancies.are(&BTreeSet::new(), Instant::now());
+            self.vacancies.are(&BTreeSet::new(), clock::now());
         }
         self.let_go().await;
     }
 
     /// Marks what has to be handed over.
     fn give(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         let deadline = now + self.home.config.drain_deadline;
         let all = self.draining.as_ref().is_some_and(|draining| now >= draining.give_from);
         let planned = !self.plan.is_empty() && !self.watchman.roster().is_empty();
@@ -676,7 +676,7 @@ impl<'a> Tenure<'a> {
 
     /// Claims what is wanted and free.
     async fn claim(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         self.resting.retain(|_, until| *until > now);
         let mut free = Vec::new();
         let mut absent = BTreeSet::new();
@@ -740,7 +740,7 @@ impl<'a> Tenure<'a> {
                     let lease = Arc::new(lease);
                     self.leases.insert(shard.clone(), without_checkpoints(Lease::clone(&lease)));
                     let grant = Grant { lease, give_by: None, look: self.look };
-                    self.held.insert(shard, Held { grant, rests_until: Instant::now() + rests });
+                    self.held.insert(shard, Held { grant, rests_until: clock::now() + rests });
                 }
                 Claimed::Taken(lease) => {
                     waiting = true;
@@ -757,17 +757,17 @@ impl<'a> Tenure<'a> {
                 }
                 Claimed::Unknown => {
                     waiting = true;
-                    self.resting.insert(shard, Instant::now() + REST_LOST);
+                    self.resting.insert(shard, clock::now() + REST_LOST);
                 }
             }
         }
         moves.tell();
-        self.vacancies.are(&vacant, Instant::now());
+        self.vacancies.are(&vacant, clock::now());
         self.waiting_since = waiting.then(|| self.waiting_since.unwrap_or(now));
         if more {
-            self.next_reading = Instant::now();
+            self.next_reading = clock::now();
         } else if waiting {
-            self.next_sweep = self.next_sweep.min(Instant::now() + self.sweep_interval());
+            self.next_sweep = self.next_sweep.min(clock::now() + self.sweep_interval());
         }
     }
 
@@ -836,7 +836,7 @@ impl<'a> Tenure<'a> {
 
 async fn until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at).await,
+        Some(at) => clock::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

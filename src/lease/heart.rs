@@ -6,7 +6,7 @@
 use super::{Config, Fence};
 use crate::cell::{Answer, Ledger, Session, SessionId, chain, clock};
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 /// What the last heartbeat told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,16 +30,16 @@ pub(super) async fn beat(
     pulse: watch::Sender<Pulse>,
 ) {
     let safe = config.session.saturating_sub(config.heartbeat);
-    let mut next = Instant::now();
+    let mut next = clock::now();
     let mut lapsed = false;
     loop {
-        tokio::time::sleep_until(next).await;
+        clock::sleep_until(next).await;
         if pulse.borrow().failures > 0 && !fence.is_safe() && !std::mem::replace(&mut lapsed, true) {
             let begins = true;
             tracing::error!(session = %id, begins, "no heartbeat was accepted for too long: nothing is called or written until one is");
         }
-        let (sent, sent_at) = (clock::boot(), Instant::now());
-        let answer = tokio::time::timeout(config.heartbeat, ledger.beat(&id, clock::wall())).await;
+        let (sent, sent_at) = (clock::boot(), clock::now());
+        let answer = clock::timeout(config.heartbeat, ledger.beat(&id, clock::wall())).await;
         next = match answer {
             Ok(Ok(Answer::Accepted(session))) => {
                 fence.extend(sent + safe);
@@ -71,7 +71,7 @@ pub(super) async fn beat(
                     tracing::warn!(session = %id, margin = ?fence.margin(), error, "a heartbeat failed; trying again");
                 }
                 pulse.send_modify(|pulse| pulse.failures = failures);
-                Instant::now() + retry_after(&config)
+                clock::now() + retry_after(&config)
             }
             Err(_) => {
                 let failures = pulse.borrow().failures + 1;
@@ -80,7 +80,7 @@ pub(super) async fn beat(
                     tracing::warn!(session = %id, ?margin, ?waited, "a heartbeat is not answered; trying again");
                 }
                 pulse.send_modify(|pulse| pulse.failures = failures);
-                Instant::now() + retry_after(&config)
+                clock::now() + retry_after(&config)
             }
         };
     }

@@ -1,7 +1,7 @@
 //! A pause of a whole trigger that its handler asked for.
 
 use crate::{
-    cell::{Answer, Ledger, Name, StoreError, TriggerId, TriggerState, chain},
+    cell::{Answer, Ledger, Name, StoreError, TriggerId, TriggerState, chain, clock},
     lease::{Fence, nudge_all},
 };
 use std::{sync::Arc, time::Duration};
@@ -23,7 +23,7 @@ pub(super) async fn pause(ledger: Arc<dyn Ledger>, fence: Fence, name: Name, id:
                 }
             }
         }
-        tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        clock::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         wait = (wait * 2).min(WAITS.1);
     }
 }

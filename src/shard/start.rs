@@ -12,7 +12,6 @@ use crate::{
     tail::{self, TailError},
 };
 use std::{collections::BTreeMap, sync::Arc};
-use tokio::time::Instant;
 
 /// Why cursors could not be made.
 pub(super) enum NoStart {
@@ -116,7 +115,7 @@ async fn cursors(
         let (ledger, lane) = (&*home.shared.ledger, |kind| lane(&cursor, &home.shard, kind));
         let parked = read_lane(ledger, &lane(LaneKind::Active)).await?;
         let graves = read_graves(ledger, &lane(LaneKind::Dead)).await?;
-        cursor.resume_lane(parked, Now { instant: Instant::now(), wall: clock::wall() });
+        cursor.resume_lane(parked, Now { instant: clock::now(), wall: clock::wall() });
         cursor.count_graves(graves);
         cursors.push(cursor);
     }

@@ -224,7 +224,7 @@ impl Work {
             give_by,
             late_told: false,
             tip,
-            told: Instant::now() - TOLD,
+            told: clock::now() - TOLD,
             tell_due: true,
             chores: FuturesUnordered::new(),
         };
@@ -536,7 +536,7 @@ impl Work {
     }
 
     fn on_read(&mut self, after: AddedId, mut paid: Pages, result: Result<Run, TailError>) {
-        let now = Instant::now();
+        let now = clock::now();
         match result {
             Ok(run) => {
                 self.read_failures = 0;
@@ -773,7 +773,7 @@ impl Work {
                 // Nothing is written meanwhile: it might change what was not seen.
                 self.begin(
                     async {
-                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        clock::sleep(Duration::from_secs(1)).await;
                         Books::Looked(Ok(Vec::new()))
                     }
                     .boxed(),
@@ -863,7 +863,7 @@ impl Work {
 }
 
 fn now() -> Now {
-    Now { instant: Instant::now(), wall: clock::wall() }
+    Now { instant: clock::now(), wall: clock::wall() }
 }
 
 /// A rest that doubles with each failure in a row.
@@ -873,7 +873,7 @@ fn rest(failures: u32) -> Duration {
 
 async fn sleep_until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at).await,
+        Some(at) => clock::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

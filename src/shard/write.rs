@@ -1,7 +1,7 @@
 //! One write of a shard's lease, until it is accepted or refused.
 
 use crate::{
-    cell::{LeaseWrite, Ledger, Written, chain},
+    cell::{LeaseWrite, Ledger, Written, chain, clock},
     lease::Fence,
 };
 use std::{sync::Arc, time::Duration};
@@ -36,21 +36,21 @@ pub(super) async fn write(ledger: Arc<dyn Ledger>, fence: Fence, write: &LeaseWr
     let mut told: Option<Instant> = None;
     let answer = loop {
         if !fence.is_safe() {
-            tokio::time::sleep(FENCED).await;
+            clock::sleep(FENCED).await;
             continue;
         }
         match ledger.write(write).await {
             Ok(answer) => break answer,
             Err(error) => {
                 failures += 1;
-                if failures >= TOLD_FROM && told.is_none_or(|told| told.elapsed() >= TOLD_AGAIN) {
+                if failures >= TOLD_FROM && told.is_none_or(|told| clock::since(told) >= TOLD_AGAIN) {
                     let error = chain(&error);
                     tracing::warn!(shard = %write.shard, error, failures, "cannot write the checkpoint; trying again");
                     trouble.send_replace(Some(format!("cannot write the checkpoint: {error}")));
-                    told = Some(Instant::now());
+                    told = Some(clock::now());
                 }
                 let bound = Duration::from_millis(20) * (1 << failures.min(8));
-                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                clock::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             }
         }
     };

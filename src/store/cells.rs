@@ -20,10 +20,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{
-    sync::{Mutex as AsyncMutex, oneshot, watch},
-    time::Instant,
-};
+use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
 /// Most cells of a transaction: 100 actions, less the tip and the segment.
 pub const BATCH_MAX: usize = 98;
@@ -197,10 +194,10 @@ impl Cells {
     /// Takes one batch from the queue to its end.
     async fn drive(&self, id: ShardId, shard: &Shard, writer: &mut Writer) {
         if std::mem::take(&mut writer.yields) {
-            tokio::time::sleep(writer.took).await;
+            clock::sleep(writer.took).await;
         }
         let Some(mut batch) = Batch::take(shard, batch_max(writer.losses)) else { return };
-        let give_up = Instant::now() + GIVE_UP;
+        let give_up = clock::now() + GIVE_UP;
         let mut failures = 0;
         while !batch.cells.is_empty() {
             match self.attempt(id, writer, &mut batch).await {
@@ -215,7 +212,7 @@ impl Cells {
                 }
                 Err(error) => {
                     failures += 1;
-                    if !is_passing(error.kind) || Instant::now() >= give_up {
+                    if !is_passing(error.kind) || clock::now() >= give_up {
                         writer.tip = None;
                         batch.fail_all(error);
                     }
@@ -223,7 +220,7 @@ impl Cells {
             }
             if !batch.cells.is_empty() && (failures > 0 || writer.losses > 0) {
                 batch.truncate(batch_max(writer.losses));
-                tokio::time::sleep(self.back_off(writer, writer.losses.max(failures))).await;
+                clock::sleep(self.back_off(writer, writer.losses.max(failures))).await;
             }
         }
     }
@@ -246,10 +243,10 @@ impl Cells {
         let commit = Commit { shard: id, tip, cells, packed, created_at };
         let after = commit.tip_after();
         let first = AddedId(after.tip.0 + 1 - batch.cells.len() as u64);
-        let start = Instant::now();
+        let start = clock::now();
         batch.sent = Some(first);
         let committed = self.log.commit(commit).await;
-        writer.took = start.elapsed();
+        writer.took = clock::since(start);
         if committed.as_ref().is_err_and(|error| !error.kind.not_applied()) {
             batch.note_asked();
             batch.unsettled = true;
@@ -668,9 +665,9 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_goes_away_takes_nothing_with_it() {
         let (_, cells) = datastore(1);
-        let gone = tokio::time::timeout(Duration::ZERO, cells.put(vec![cell("a", 1, "1")]));
+        let gone = clock::timeout(Duration::ZERO, cells.put(vec![cell("a", 1, "1")]));
         let _ = gone.await;
-        let puts = tokio::time::timeout(Duration::from_secs(30), cells.put(vec![cell("a", 2, "1")])).await;
+        let puts = clock::timeout(Duration::from_secs(30), cells.put(vec![cell("a", 2, "1")])).await;
         assert!(puts.expect("the queue is not stuck").iter().all(Result::is_ok));
     }
 }

@@ -1,6 +1,6 @@
 //! Requests that may be repeated at will.
 
-use crate::cell::{ErrorKind, StoreError};
+use crate::cell::{ErrorKind, StoreError, clock};
 use std::time::Duration;
 
 /// How often a request is made before whoever asks gives up: for about ten seconds.
@@ -20,7 +20,7 @@ pub(crate) async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
             Err(error) if passes(error.kind) && failures < TRIES => {
                 failures += 1;
                 let bound = Duration::from_millis(20) * (1 << failures);
-                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                clock::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             }
             answer => return answer,
         }

@@ -17,7 +17,7 @@
 use crate::{
     cell::{
         AddedId, CellPlace, Consistency, ErrorKind, Lane, LaneChange, LaneKind, Ledger, Log, Parked, Segment, ShardId,
-        ShardRef, StoreError, Tip, TriggerId,
+        ShardRef, StoreError, Tip, TriggerId, clock,
     },
     store::{
         lane_where, patiently,
@@ -199,7 +199,7 @@ impl Row<'_> {
             if trimmed_to >= place {
                 return Ok(At::Trimmed(trimmed_to.min(gap)));
             }
-            tokio::time::sleep(Duration::from_millis(50) * (1 << look)).await;
+            clock::sleep(Duration::from_millis(50) * (1 << look)).await;
         }
         Ok(At::Missing(gap))
     }

@@ -96,7 +96,7 @@ pub(super) async fn run(
         }
         let mut next = None;
         while at_work.len() < PARALLEL {
-            match turns.take(Instant::now()) {
+            match turns.take(clock::now()) {
                 Ok(shard) => {
                     let trims = trims.clone();
                     at_work.push(async move { (shard.clone(), trims.trim(&shard).await) }.boxed());
@@ -114,7 +114,7 @@ pub(super) async fn run(
                 Err(_) => return std::future::pending().await,
             },
             Some((shard, trimmed)) = at_work.next(), if !at_work.is_empty() => turns.ended(shard, trimmed),
-            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            () = clock::sleep_until(next.unwrap_or_else(clock::now)), if next.is_some() => {}
         }
     }
 }
@@ -135,7 +135,7 @@ impl Turns {
         self.due.retain(|shard, _| held.contains(shard));
         self.failed.retain(|shard, _| held.contains(shard));
         for shard in held.difference(&self.held) {
-            self.due.insert(shard.clone(), Instant::now() + EVERY.mul_f64(fastrand::f64()));
+            self.due.insert(shard.clone(), clock::now() + EVERY.mul_f64(fastrand::f64()));
         }
         self.held = held;
     }
@@ -167,7 +167,7 @@ impl Turns {
                 AGAIN
             }
         };
-        self.due.insert(shard, Instant::now() + rest.mul_f64(0.9 + 0.2 * fastrand::f64()));
+        self.due.insert(shard, clock::now() + rest.mul_f64(0.9 + 0.2 * fastrand::f64()));
     }
 
     /// Tells of a failure, unless a shard of the datastore met the same at its last turn. Says whether it told.
@@ -265,9 +265,9 @@ mod tests {
         let all: Vec<ShardRef> = (0..100).map(|n| shard("trips", n)).collect();
         turns.follow(all.iter());
         let mut seen: BTreeMap<ShardRef, u32> = BTreeMap::new();
-        let end = Instant::now() + 10 * EVERY;
+        let end = clock::now() + 10 * EVERY;
         loop {
-            match turns.take(Instant::now()) {
+            match turns.take(clock::now()) {
                 Ok(shard) => {
                     *seen.entry(shard.clone()).or_default() += 1;
                     turns.follow(all.iter());
@@ -279,12 +279,12 @@ mod tests {
                     if at > end {
                         break;
                     }
-                    tokio::time::sleep_until(at).await;
+                    clock::sleep_until(at).await;
                 }
             }
         }
         assert!(seen.len() == 100 && seen.values().all(|turns| (9..=11).contains(turns)), "{seen:?}");
-        let first = turns.take(Instant::now() + EVERY * 2).unwrap();
+        let first = turns.take(clock::now() + EVERY * 2).unwrap();
         turns.follow(all.iter().filter(|shard| **shard != first));
         turns.ended(first.clone(), Ok(true));
         assert!(!turns.due.contains_key(&first), "it was lost while it was at work");

@@ -2,7 +2,7 @@
 //! And how it notices that a datastore was made anew under it.
 
 use crate::{
-    cell::{AddedId, Consistency, Name, ShardId, ShardRef, chain},
+    cell::{AddedId, Consistency, Name, ShardId, ShardRef, chain, clock},
     shard::Foreign,
     store::Cells,
     tail::Config,
@@ -42,12 +42,12 @@ pub(super) async fn poll(
 ) {
     let mut turns: BTreeMap<Bucket, Turn> = BTreeMap::new();
     let mut shards: BTreeMap<Bucket, Vec<ShardId>> = BTreeMap::new();
-    let mut looks: BTreeMap<Name, Instant> = sources.keys().map(|name| (name.clone(), Instant::now())).collect();
+    let mut looks: BTreeMap<Name, Instant> = sources.keys().map(|name| (name.clone(), clock::now())).collect();
     // When a datastore was last looked at because its tips were in doubt.
     let mut looked: BTreeMap<Name, Instant> = BTreeMap::new();
     held.mark_changed();
     loop {
-        let now = Instant::now();
+        let now = clock::now();
         if held.has_changed().unwrap_or(false) {
             shards = by_bucket(&sources, &held.borrow_and_update());
             turns.retain(|bucket, _| shards.contains_key(bucket));
@@ -73,10 +73,10 @@ pub(super) async fn poll(
                     let fell = shards[&bucket]
                         .iter()
                         .any(|shard| tips.get(shard).copied().unwrap_or_default() < *cells.tip(*shard).borrow());
-                    let doubted = looked.get(&bucket.0).is_none_or(|at| at.elapsed() >= INCARNATION_DOUBTED);
+                    let doubted = looked.get(&bucket.0).is_none_or(|at| clock::since(*at) >= INCARNATION_DOUBTED);
                     if turn.failures > 0 || fell && doubted {
                         // Before anybody hears of these tips: they may be another datastore's.
-                        looked.insert(bucket.0.clone(), Instant::now());
+                        looked.insert(bucket.0.clone(), clock::now());
                         look_at(&bucket.0, &cells, &foreign).await;
                     }
                     turn.failures = 0;
@@ -95,11 +95,11 @@ pub(super) async fn poll(
                     config.ceiling.max(config.floor * (1 << turn.failures.min(6)))
                 }
             };
-            turn.at = Instant::now() + turn.interval.mul_f64(0.9 + 0.2 * fastrand::f64());
+            turn.at = clock::now() + turn.interval.mul_f64(0.9 + 0.2 * fastrand::f64());
         }
         drop(reads);
         for (name, look) in looks.iter_mut().filter(|(_, look)| **look <= now) {
-            *look = Instant::now() + INCARNATION;
+            *look = clock::now() + INCARNATION;
             if shards.keys().any(|(source, _)| source == name) {
                 look_at(name, &sources[name], &foreign).await;
             }
@@ -111,7 +111,7 @@ pub(super) async fn poll(
                 Ok(()) => held.mark_changed(),
                 Err(_) => return std::future::pending().await,
             },
-            () = tokio::time::sleep_until(next.unwrap_or_else(|| Instant::now() + INCARNATION)) => {}
+            () = clock::sleep_until(next.unwrap_or_else(|| clock::now() + INCARNATION)) => {}
         }
     }
 }

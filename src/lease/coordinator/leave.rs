@@ -2,7 +2,7 @@
 
 use super::{Draining, REST_LOST, SIGN_OFF_TRIES, Tenure};
 use crate::{
-    cell::{LeaseWrite, Nudge, SessionState, Written, chain},
+    cell::{LeaseWrite, Nudge, SessionState, Written, chain, clock},
     lease::{
         Ended, EndedShard,
         claim::{release, without_checkpoints},
@@ -11,7 +11,6 @@ use crate::{
     },
 };
 use std::{collections::BTreeSet, time::Duration};
-use tokio::time::Instant;
 
 /// How long hand-overs are gathered before they are told: shards end one after the other.
 const GATHERED: Duration = Duration::from_secs(1);
@@ -19,7 +18,7 @@ const GATHERED: Duration = Duration::from_secs(1);
 impl Tenure<'_> {
     /// Says that this worker leaves.
     pub(super) async fn drain(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         let alone = self.watchman.roster().len() <= 1;
         let seen_by_all = if alone { Duration::ZERO } else { self.home.config.membership };
         let leave_by = now + seen_by_all + self.home.config.drain_deadline + Duration::from_secs(5);
@@ -47,7 +46,7 @@ impl Tenure<'_> {
                 Ok(_) => return,
                 Err(error) => tracing::warn!(error = chain(&error), tries, "could not sign off"),
             }
-            tokio::time::sleep(back_off(Duration::from_millis(50), tries)).await;
+            clock::sleep(back_off(Duration::from_millis(50), tries)).await;
         }
     }
 
@@ -71,11 +70,11 @@ impl Tenure<'_> {
                     nudged.extend(next.cloned());
                     let next = next.cloned();
                     self.handed_over.note(Move::HandedOver, reason, next.as_ref(), &shard);
-                    self.tell_at.get_or_insert(Instant::now() + GATHERED);
+                    self.tell_at.get_or_insert(clock::now() + GATHERED);
                 }
                 Ended::Lost => {
-                    self.resting.insert(shard.clone(), Instant::now() + REST_LOST);
-                    self.next_sweep = self.next_sweep.min(Instant::now() + REST_LOST);
+                    self.resting.insert(shard.clone(), clock::now() + REST_LOST);
+                    self.next_sweep = self.next_sweep.min(clock::now() + REST_LOST);
                     if let Ok(lease) = self.home.ledger.lease(&shard).await {
                         lease.into_iter().for_each(|lease| self.know(lease));
                     }

@@ -5,7 +5,7 @@ use super::items::{self, FoundDatastore, Item, b, n, s};
 use super::tables::DatastoreTables;
 use crate::cell::{
     AddedId, CellKey, CellPlace, Commit, Committed, Consistency, Datastore, ErrorKind, Incarnation, Log, Name, Out,
-    Refused, ScanPlace, Scanned, Segment, SegmentKey, Settled, ShardId, Slice, StoreError, StoredCell, Tip,
+    Refused, ScanPlace, Scanned, Segment, SegmentKey, Settled, ShardId, Slice, StoreError, StoredCell, Tip, clock,
 };
 use aws_sdk_dynamodb::{
     Client,
@@ -539,7 +539,7 @@ impl DynamoLog {
                     return Err(StoreError { kind, table, operation: OPERATION, source });
                 }
                 let bound = Duration::from_millis(50) * (1 << empty_answers);
-                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                clock::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             }
             for item in items {
                 found.push(self.decode_cell(item, OPERATION)?);
