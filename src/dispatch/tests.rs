@@ -34,6 +34,10 @@ fn name(text: &str) -> Name {
 
 impl Bench {
     fn new(change: impl FnOnce(&mut Config)) -> Self {
+        Self::with_memory(1 << 30, change)
+    }
+
+    fn with_memory(memory: u64, change: impl FnOnce(&mut Config)) -> Self {
         let log = Arc::new(MemoryLog::new(&NewDatastore { name: name("trips"), shards: 1 }));
         let record = TriggerRecord {
             id: TriggerId::from_stored("t"),
@@ -56,7 +60,7 @@ impl Bench {
             filter,
             Arc::new(Nobody),
             Cells::new(log),
-            Budget::new(1 << 30).share(),
+            Budget::new(memory).share(),
         );
         let shard = ShardRef { source: name("trips"), shard: ShardId(0) };
         let cursor = Cursor::new(Arc::new(trigger), shard, &Checkpoint::default()).unwrap();
@@ -70,15 +74,21 @@ impl Bench {
 
     /// The same with a body; without one, they were erased.
     fn admit_with(&mut self, rows: &[&str], body: &str) {
+        let cells: Vec<(&str, &str)> = rows.iter().map(|row| (*row, "BASE")).collect();
+        self.admit_cells(&cells, body);
+    }
+
+    /// Cells of these rows and columns.
+    fn admit_cells(&mut self, cells: &[(&str, &str)], body: &str) {
         let first = self.cursor.at().0 + 1;
-        let cell = |(row, added_id): (&&str, u64)| Cell {
-            key: CellKey { row_key: (*row).into(), column: "BASE".into(), ref_key: added_id },
+        let cell = |((row, column), added_id): (&(&str, &str), u64)| Cell {
+            key: CellKey { row_key: (*row).into(), column: (*column).into(), ref_key: added_id },
             shard: ShardId(0),
             added_id: AddedId(added_id),
             created_at: self.now.wall,
             body: body.into(),
         };
-        let cells: Vec<Cell> = rows.iter().zip(first..).map(cell).collect();
+        let cells: Vec<Cell> = cells.iter().zip(first..).map(cell).collect();
         self.cursor.admit(&cells, 1000, self.now);
     }
 
@@ -179,6 +189,23 @@ async fn a_long_retry_is_parked_with_what_waits_behind_it_and_the_checkpoint_mov
     assert!(
         changes.len() == 3 && changes.iter().all(|change| matches!(change, LaneChange::Delete(p) if p.revision > 0))
     );
+}
+
+/// Found by the simulation: a new owner calls what lies in the lane before it reads what waits in the window.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_parked_behind_a_cell_of_its_row_that_found_no_room() {
+    // A quarter is for parked cells: two of them, and not one with a long name.
+    let mut bench = Bench::with_memory(6000, |_| {});
+    bench.admit(&["a"]);
+    let head = bench.called().pop().unwrap();
+    bench.settle(head, failed(60));
+    bench.admit_cells(&[("a", &"long".repeat(50)), ("a", "BASE"), ("b", "BASE")], "1");
+    let (checkpoint, changes) = bench.write();
+    assert!(matches!(&changes[..], [LaneChange::Put(parked)] if parked.added_id == AddedId(1)), "{changes:?}");
+    assert_eq!(checkpoint.low, AddedId(1));
+    assert_eq!(bench.ids(), [4], "another row goes on");
+    bench.later(Duration::from_secs(61));
+    assert_eq!((bench.ids(), bench.ids(), bench.ids()), (vec![1], vec![2], vec![3]));
 }
 
 #[tokio::test(start_paused = true)]

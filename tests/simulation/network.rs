@@ -1,10 +1,12 @@
-//! A worker's way to the store: each request has a fate.
+//! A worker's way to the store at the level of the ports, `Log` and `Ledger`: each request has a fate.
 #![expect(
     clippy::redundant_locals,
     reason = "one macro makes owned values of references, and of what is owned already"
 )]
 
 use super::oracle::Oracle;
+use super::watched::Watched;
+use super::weather::{Fate, Network, Part, Trip};
 use bytes::Bytes;
 use cellhook::cell::*;
 use futures_util::future::BoxFuture;
@@ -13,71 +15,35 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
-
-/// How likely each fate is, per request.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Faults {
-    pub(super) lost: f64,
-    pub(super) reply_lost: f64,
-    pub(super) late: f64,
-    pub(super) throttled: f64,
-    pub(super) conflict: f64,
-    pub(super) stale: f64,
-    pub(super) torn: f64,
-    pub(super) garbled: f64,
-    pub(super) slow: f64,
-}
-
-/// What all networks of a world share.
-pub(super) struct Weather {
-    pub(super) rng: fastrand::Rng,
-    pub(super) faults: Faults,
-    /// Nobody reaches the store before then.
-    pub(super) outage_until: Instant,
-    pub(super) counts: BTreeMap<&'static str, u64>,
-    pub(super) requests: u64,
-    pub(super) trace: u64,
-    pub(super) start: Instant,
-    pub(super) told: bool,
-}
-
-impl Weather {
-    pub(super) fn note(&mut self, text: std::fmt::Arguments<'_>) {
-        let at = self.start.elapsed().as_millis();
-        let line = format!("{at:>7} {text}");
-        for byte in line.bytes() {
-            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
-        if self.told {
-            println!("{line}");
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
-    Fine,
-    Lost,
-    ReplyLost,
-    Late,
-    Throttled,
-    Conflict,
-    /// Conflict told, applied later: what holds the item is this very write.
-    Applying,
-    Outage,
-}
-
-/// One host's network.
-#[derive(Clone)]
-pub(super) struct Network {
-    pub(super) host: u32,
-    pub(super) weather: Arc<Mutex<Weather>>,
-}
+use tokio::time::sleep;
 
 fn failed<T>(kind: ErrorKind, operation: &'static str) -> Result<T, StoreError> {
     Err(StoreError { kind, table: "simulated".into(), operation, source: None })
 }
+
+/// What is read and not written: an answer to it that cannot be understood has changed nothing.
+const READS: [&str; 20] = [
+    "get",
+    "get_all",
+    "latest",
+    "row",
+    "places",
+    "page",
+    "keys",
+    "segment",
+    "settle",
+    "tips",
+    "tip",
+    "incarnation",
+    "groups",
+    "scan",
+    "sessions",
+    "triggers",
+    "leases",
+    "lease",
+    "parked",
+    "all_parked",
+];
 
 impl Network {
     /// Sends a request. `apply` does it, at the moment that fate decides.
@@ -85,56 +51,11 @@ impl Network {
     async fn send<T: Send + 'static>(
         &self,
         operation: &'static str,
+        part: Part,
         apply: impl FnOnce() -> BoxFuture<'static, Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (fate, there, back, late) = {
-            let mut weather = self.weather.lock().unwrap();
-            weather.requests += 1;
-            let faults = weather.faults;
-            let draw = weather.rng.f64();
-            let mut sum = 0.0;
-            let fates = [
-                (faults.lost, Fate::Lost),
-                (faults.reply_lost, Fate::ReplyLost),
-                (faults.late, Fate::Late),
-                (faults.throttled, Fate::Throttled),
-                (faults.conflict, Fate::Conflict),
-            ];
-            let mut fate = Fate::Fine;
-            for (chance, this) in fates {
-                sum += chance;
-                if draw < sum {
-                    fate = this;
-                    break;
-                }
-            }
-            if fate == Fate::Conflict && matches!(operation, "commit" | "write") && weather.rng.bool() {
-                fate = Fate::Applying;
-            }
-            if Instant::now() < weather.outage_until {
-                fate = Fate::Outage;
-            }
-            if fate != Fate::Fine {
-                let name = match fate {
-                    Fate::Lost => "request lost",
-                    Fate::ReplyLost => "reply lost",
-                    Fate::Late => "applied late",
-                    Fate::Throttled => "throttled",
-                    Fate::Conflict => "conflict",
-                    Fate::Applying => "conflict told, applied later",
-                    _ => "outage",
-                };
-                *weather.counts.entry(name).or_default() += 1;
-            }
-            let slow = weather.rng.f64() < faults.slow;
-            let most = if slow { 1500 } else { 10 };
-            let mut delay = || Duration::from_millis(weather.rng.u64(1..=most));
-            let (there, back) = (delay(), delay());
-            let late = Duration::from_millis(weather.rng.u64(500..30_000));
-            let host = self.host;
-            weather.note(format_args!("host {host} {operation} {fate:?}"));
-            (fate, there, back, late)
-        };
+        let is_transaction = matches!(operation, "commit" | "write" | "operate_parked");
+        let Trip { fate, there, back } = self.weather.lock().unwrap().trip(self.host, operation, part, is_transaction);
         sleep(there).await;
         let timeout = Duration::from_millis(1500);
         match fate {
@@ -152,7 +73,7 @@ impl Network {
                 sleep(timeout).await;
                 failed(ErrorKind::Unanswered, operation)
             }
-            Fate::Late => {
+            Fate::Late(late) => {
                 tokio::spawn(async move {
                     sleep(late).await;
                     let _ = apply().await;
@@ -160,9 +81,21 @@ impl Network {
                 sleep(timeout).await;
                 failed(ErrorKind::Unanswered, operation)
             }
+            Fate::BrokenBefore => failed(ErrorKind::Unanswered, operation),
+            Fate::BrokenAfter => {
+                let _ = apply().await;
+                sleep(back).await;
+                failed(ErrorKind::Unanswered, operation)
+            }
+            Fate::Garbled => {
+                let _ = apply().await;
+                sleep(back).await;
+                let read = READS.contains(&operation);
+                failed(if read { ErrorKind::Undecodable } else { ErrorKind::Unanswered }, operation)
+            }
             Fate::Throttled => failed(ErrorKind::Throttled, operation),
             Fate::Conflict => failed(ErrorKind::Conflict, operation),
-            Fate::Applying => {
+            Fate::Applying(late) => {
                 tokio::spawn(async move {
                     sleep(late).await;
                     let _ = apply().await;
@@ -170,18 +103,9 @@ impl Network {
                 sleep(back).await;
                 failed(ErrorKind::Conflict, operation)
             }
+            Fate::Credentials => failed(ErrorKind::Credentials, operation),
+            Fate::MissingTable => failed(ErrorKind::MissingTable, operation),
         }
-    }
-
-    /// Whether this read gets the better of a fault.
-    fn draw(&self, name: &'static str, chance: fn(&Faults) -> f64) -> Option<fastrand::Rng> {
-        let mut weather = self.weather.lock().unwrap();
-        let chance = chance(&weather.faults);
-        let hit = weather.rng.f64() < chance;
-        hit.then(|| {
-            *weather.counts.entry(name).or_default() += 1;
-            fastrand::Rng::with_seed(weather.rng.u64(..))
-        })
     }
 }
 
@@ -189,16 +113,18 @@ impl Network {
 pub(super) struct FarLog<L> {
     pub(super) inner: Arc<L>,
     pub(super) network: Network,
+    /// Is told what is appended.
+    pub(super) oracle: Option<Arc<Oracle>>,
 }
 
 /// Sends a request on to the twin. References become owned values, since a late request outlives its sender.
 macro_rules! far {
-    ($self:ident, $name:ident ( $($arg:ident : $owned:expr => $pass:expr),* )) => {{
+    ($self:ident, $part:ident, $name:ident ( $($arg:ident : $owned:expr => $pass:expr),* )) => {{
         let (inner, network) = ($self.inner.clone(), $self.network.clone());
         $(let $arg = $owned;)*
         Box::pin(async move {
             network
-                .send(stringify!($name), move || Box::pin(async move { inner.$name($($pass),*).await }))
+                .send(stringify!($name), Part::$part, move || Box::pin(async move { inner.$name($($pass),*).await }))
                 .await
         })
     }};
@@ -210,12 +136,24 @@ impl<L: Log> Log for FarLog<L> {
     }
     fn commit(&self, commit: Commit) -> Out<'_, Committed> {
         let network = self.network.clone();
-        let committed: Out<'_, Committed> = far!(self, commit(commit: commit => commit));
+        let (inner, oracle) = (self.inner.clone(), self.oracle.clone());
+        let apply = async move {
+            let applied = inner.commit(commit.clone()).await?;
+            if let (Committed::Accepted, Some(oracle)) = (&applied, oracle) {
+                let first = commit.tip_after().tip.0 + 1 - commit.cells.len() as u64;
+                let cells = commit.cells.iter().zip(first..).map(|(cell, place)| (cell.key.clone(), AddedId(place)));
+                oracle.appended(commit.shard, cells);
+            }
+            Ok(applied)
+        };
+        let sending = self.network.clone();
+        let committed: Out<'_, Committed> =
+            Box::pin(async move { sending.send("commit", Part::Datastore, move || Box::pin(apply)).await });
         Box::pin(async move {
             let mut committed = committed.await?;
             // Some conditions were not looked at: a rival held the tip or a cell.
             if let Committed::Refused(refused) = &mut committed
-                && let Some(mut rng) = network.draw("mixed refusal", |faults| faults.conflict)
+                && let Some(mut rng) = network.hits("mixed refusal", |faults| faults.conflict)
             {
                 refused.contended = true;
                 refused.tip = refused.tip.filter(|_| rng.bool());
@@ -225,39 +163,45 @@ impl<L: Log> Log for FarLog<L> {
         })
     }
     fn get<'a>(&'a self, key: &'a CellKey) -> Out<'a, Option<StoredCell>> {
-        far!(self, get(key: key.clone() => &key))
+        far!(self, Datastore, get(key: key.clone() => &key))
     }
     fn get_all<'a>(&'a self, keys: &'a [CellKey]) -> Out<'a, Vec<Option<StoredCell>>> {
-        far!(self, get_all(keys: keys.to_vec() => &keys))
+        far!(self, Datastore, get_all(keys: keys.to_vec() => &keys))
     }
     fn latest<'a>(&'a self, row_key: &'a str, column: &'a str) -> Out<'a, Option<StoredCell>> {
-        far!(self, latest(row: row_key.to_owned() => &row, column: column.to_owned() => &column))
+        far!(self, Datastore, latest(row: row_key.to_owned() => &row, column: column.to_owned() => &column))
     }
     fn row<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<StoredCell>> {
-        far!(self, row(row: row_key.to_owned() => &row, after: after.cloned() => after.as_ref(), limit: limit => limit))
+        far!(self, Datastore, row(row: row_key.to_owned() => &row, after: after.cloned() => after.as_ref(), limit: limit => limit))
     }
     fn places<'a>(&'a self, row_key: &'a str, after: Option<&'a CellKey>, limit: usize) -> Out<'a, Vec<CellPlace>> {
-        far!(self, places(row: row_key.to_owned() => &row, after: after.cloned() => after.as_ref(), limit: limit => limit))
+        far!(self, Datastore, places(row: row_key.to_owned() => &row, after: after.cloned() => after.as_ref(), limit: limit => limit))
     }
     fn page(&self, shard: ShardId, after: AddedId, limit: u32, consistency: Consistency) -> Out<'_, Vec<Segment>> {
         let network = self.network.clone();
-        let page: Out<'_, Vec<Segment>> = far!(self, page(
+        let page: Out<'_, Vec<Segment>> = far!(self, Datastore, page(
             shard: shard => shard, after: after => after, limit: limit => limit, consistency: consistency => consistency
         ));
         Box::pin(async move {
             let mut page = page.await?;
             if consistency == Consistency::Eventual
-                && let Some(mut rng) = network.draw("stale page", |faults| faults.stale)
+                && let Some(mut rng) = network.hits("stale page", |faults| faults.stale)
             {
                 page.truncate(rng.usize(..=page.len()));
             }
+            // A page may end before it is full.
+            if page.len() > 1
+                && let Some(mut rng) = network.hits("short page", |faults| faults.short)
+            {
+                page.truncate(rng.usize(1..page.len()));
+            }
             // A query beside a transaction may see part of it, strong or not.
             if !page.is_empty()
-                && let Some(mut rng) = network.draw("torn page", |faults| faults.torn)
+                && let Some(mut rng) = network.hits("torn page", |faults| faults.torn)
             {
                 page.remove(rng.usize(..page.len()));
             }
-            if let Some(mut rng) = network.draw("garbled segment", |faults| faults.garbled)
+            if let Some(mut rng) = network.hits("damaged segment", |faults| faults.damaged)
                 && !page.is_empty()
             {
                 let at = rng.usize(..page.len());
@@ -270,49 +214,49 @@ impl<L: Log> Log for FarLog<L> {
         })
     }
     fn keys(&self, shard: ShardId, after: AddedId, limit: u32) -> Out<'_, Vec<SegmentKey>> {
-        far!(self, keys(shard: shard => shard, after: after => after, limit: limit => limit))
+        far!(self, Datastore, keys(shard: shard => shard, after: after => after, limit: limit => limit))
     }
     fn segment(&self, shard: ShardId, last: AddedId) -> Out<'_, Option<Segment>> {
-        far!(self, segment(shard: shard => shard, last: last => last))
+        far!(self, Datastore, segment(shard: shard => shard, last: last => last))
     }
     fn settle(&self, shard: ShardId, last: AddedId) -> Out<'_, Settled> {
-        far!(self, settle(shard: shard => shard, last: last => last))
+        far!(self, Datastore, settle(shard: shard => shard, last: last => last))
     }
     fn tips(&self, bucket: u32, consistency: Consistency) -> Out<'_, Vec<Tip>> {
         let network = self.network.clone();
         let tips: Out<'_, Vec<Tip>> =
-            far!(self, tips(bucket: bucket => bucket, consistency: consistency => consistency));
+            far!(self, Datastore, tips(bucket: bucket => bucket, consistency: consistency => consistency));
         Box::pin(async move {
             let mut tips = tips.await?;
-            if consistency == Consistency::Eventual && network.draw("stale tips", |faults| faults.stale).is_some() {
+            if consistency == Consistency::Eventual && network.hits("stale tips", |faults| faults.stale).is_some() {
                 tips.clear();
             }
             Ok(tips)
         })
     }
     fn tip(&self, shard: ShardId) -> Out<'_, Option<Tip>> {
-        far!(self, tip(shard: shard => shard))
+        far!(self, Datastore, tip(shard: shard => shard))
     }
     fn raise_trim(&self, shard: ShardId, to: AddedId) -> Out<'_, bool> {
-        far!(self, raise_trim(shard: shard => shard, to: to => to))
+        far!(self, Datastore, raise_trim(shard: shard => shard, to: to => to))
     }
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
-        far!(self, delete_segment(shard: shard => shard, last: last => last))
+        far!(self, Datastore, delete_segment(shard: shard => shard, last: last => last))
     }
     fn erase_cell<'a>(&'a self, key: &'a CellKey) -> Out<'a, bool> {
-        far!(self, erase_cell(key: key.clone() => &key))
+        far!(self, Datastore, erase_cell(key: key.clone() => &key))
     }
     fn replace_segment<'a>(&'a self, shard: ShardId, old: &'a Segment, packed: Bytes) -> Out<'a, bool> {
-        far!(self, replace_segment(shard: shard => shard, old: old.clone() => &old, packed: packed.clone() => packed))
+        far!(self, Datastore, replace_segment(shard: shard => shard, old: old.clone() => &old, packed: packed.clone() => packed))
     }
     fn incarnation(&self) -> Out<'_, Option<Incarnation>> {
-        far!(self, incarnation())
+        far!(self, Datastore, incarnation())
     }
     fn groups(&self) -> Out<'_, BTreeSet<Name>> {
-        far!(self, groups())
+        far!(self, Datastore, groups())
     }
     fn enlist<'a>(&'a self, group: &'a Name) -> Out<'a, ()> {
-        far!(self, enlist(group: group.clone() => &group))
+        far!(self, Datastore, enlist(group: group.clone() => &group))
     }
     fn scan<'a>(
         &'a self,
@@ -321,7 +265,7 @@ impl<L: Log> Log for FarLog<L> {
         limit: u32,
         consistency: Consistency,
     ) -> Out<'a, Scanned> {
-        far!(self, scan(
+        far!(self, Datastore, scan(
             slice: slice => slice, after: after.cloned() => after.as_ref(), limit: limit => limit,
             consistency: consistency => consistency
         ))
@@ -330,66 +274,89 @@ impl<L: Log> Log for FarLog<L> {
 
 /// The ledger, through a network.
 pub(super) struct FarLedger {
-    pub(super) inner: Arc<Oracle>,
-    pub(super) network: Network,
+    inner: Arc<Watched>,
+    network: Network,
+    /// Is told until when the host may trust its session.
+    oracle: Arc<Oracle>,
     /// The sweep before the last: what a stale reading shows.
-    pub(super) before: Arc<Mutex<BTreeMap<Name, Vec<Lease>>>>,
+    before: Arc<Mutex<BTreeMap<Name, Vec<Lease>>>>,
 }
+
+impl FarLedger {
+    pub(super) fn new(inner: Arc<Watched>, network: Network, oracle: Arc<Oracle>) -> Self {
+        Self { inner, network, oracle, before: Arc::default() }
+    }
+
+    /// A request that vouches for a session: when it is answered with yes, its host may go on for a while.
+    fn vouch<'a>(&self, sent: Out<'a, Answer<Session>>) -> Out<'a, Answer<Session>> {
+        let (oracle, host, at) = (self.oracle.clone(), self.network.host, clock::boot());
+        Box::pin(async move {
+            let answer = sent.await?;
+            if matches!(answer, Answer::Accepted(_)) {
+                oracle.trusts(host, at + TRUSTED);
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// How long a session is to be trusted after a beat was sent: its length less one heartbeat, with the defaults.
+pub(super) const TRUSTED: Duration = Duration::from_secs(7);
 
 impl Ledger for FarLedger {
     fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>> {
-        far!(self, open_session(session: session.clone() => &session))
+        self.vouch(far!(self, Group, open_session(session: session.clone() => &session)))
     }
     fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
-        far!(self, beat(id: id.clone() => &id, at: at => at))
+        self.vouch(far!(self, Group, beat(id: id.clone() => &id, at: at => at)))
     }
     fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>> {
-        far!(self, set_state(id: id.clone() => &id, state: state => state))
+        far!(self, Group, set_state(id: id.clone() => &id, state: state => state))
     }
     fn declare_dead<'a>(&'a self, id: &'a SessionId, seen: Option<u64>) -> Out<'a, Answer<Session>> {
-        far!(self, declare_dead(id: id.clone() => &id, seen: seen => seen))
+        far!(self, Group, declare_dead(id: id.clone() => &id, seen: seen => seen))
     }
     fn nudge<'a>(&'a self, id: &'a SessionId, about: Nudge) -> Out<'a, ()> {
-        far!(self, nudge(id: id.clone() => &id, about: about => about))
+        far!(self, Group, nudge(id: id.clone() => &id, about: about => about))
     }
     fn sessions(&self) -> Out<'_, Vec<Session>> {
-        far!(self, sessions())
+        far!(self, Group, sessions())
     }
     fn forget_session<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
-        far!(self, forget_session(id: id.clone() => &id))
+        far!(self, Group, forget_session(id: id.clone() => &id))
     }
     fn triggers(&self) -> Out<'_, Vec<TriggerRecord>> {
-        far!(self, triggers())
+        far!(self, Group, triggers())
     }
     fn register<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
-        far!(self, register(record: record.clone() => &record))
+        far!(self, Group, register(record: record.clone() => &record))
     }
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
-        far!(self, update_trigger(record: record.clone() => &record))
+        far!(self, Group, update_trigger(record: record.clone() => &record))
     }
     fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
-        far!(self, retired(id: id.clone() => &id))
+        far!(self, Group, retired(id: id.clone() => &id))
     }
     fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
-        far!(self, rename_trigger(record: record.clone() => &record, to: to.clone() => &to))
+        far!(self, Group, rename_trigger(record: record.clone() => &record, to: to.clone() => &to))
     }
     fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
-        far!(self, free_name(record: record.clone() => &record, name: name.clone() => &name))
+        far!(self, Group, free_name(record: record.clone() => &record, name: name.clone() => &name))
     }
     fn leases<'a>(&'a self, source: &'a Name) -> Out<'a, Vec<Lease>> {
         let (network, before, name) = (self.network.clone(), self.before.clone(), source.clone());
-        let leases: Out<'_, Vec<Lease>> = far!(self, leases(source: source.clone() => &source));
+        let leases: Out<'_, Vec<Lease>> = far!(self, Group, leases(source: source.clone() => &source));
         Box::pin(async move {
             let leases = leases.await?;
             let older = before.lock().unwrap().insert(name, leases.clone());
-            match network.draw("stale leases", |faults| faults.stale) {
+            match network.hits("stale leases", |faults| faults.stale) {
                 Some(_) => Ok(older.unwrap_or_default()),
                 None => Ok(leases),
             }
         })
     }
     fn lease<'a>(&'a self, shard: &'a ShardRef) -> Out<'a, Option<Lease>> {
-        far!(self, lease(shard: shard.clone() => &shard))
+        far!(self, Group, lease(shard: shard.clone() => &shard))
     }
     fn claim<'a>(
         &'a self,
@@ -399,13 +366,13 @@ impl Ledger for FarLedger {
         seen: Option<&'a Lease>,
         at: Millis,
     ) -> Out<'a, Answer<Lease>> {
-        far!(self, claim(
+        far!(self, Group, claim(
             shard: shard.clone() => &shard, incarnation: incarnation.clone() => &incarnation, me: me.clone() => &me,
             seen: seen.cloned() => seen.as_ref(), at: at => at
         ))
     }
     fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {
-        far!(self, write(write: write.clone() => &write))
+        far!(self, Group, write(write: write.clone() => &write))
     }
     fn operate<'a>(
         &'a self,
@@ -413,21 +380,21 @@ impl Ledger for FarLedger {
         trigger: &'a TriggerId,
         checkpoint: &'a Checkpoint,
     ) -> Out<'a, Answer<Lease>> {
-        far!(self, operate(
+        far!(self, Group, operate(
             seen: seen.clone() => &seen, trigger: trigger.clone() => &trigger,
             checkpoint: checkpoint.clone() => &checkpoint
         ))
     }
     fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {
-        far!(self, parked(lane: lane.clone() => &lane, after: after => after, limit: limit => limit))
+        far!(self, Group, parked(lane: lane.clone() => &lane, after: after => after, limit: limit => limit))
     }
     fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
-        far!(self, all_parked(after: after.cloned() => after.as_ref(), limit: limit => limit))
+        far!(self, Group, all_parked(after: after.cloned() => after.as_ref(), limit: limit => limit))
     }
     fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()> {
-        far!(self, forget_checkpoint(shard: shard.clone() => &shard, trigger: trigger.clone() => &trigger))
+        far!(self, Group, forget_checkpoint(shard: shard.clone() => &shard, trigger: trigger.clone() => &trigger))
     }
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
-        far!(self, operate_parked(changes: changes.to_vec() => &changes))
+        far!(self, Group, operate_parked(changes: changes.to_vec() => &changes))
     }
 }

@@ -1,24 +1,22 @@
 //! The oracle: an omniscient record of what was applied and what the handlers said, and the invariants over it.
 //!
-//! It stands between the networks and the ledger's twin, so that it sees every write at the moment at which it is applied,
-//! and it is told by the handlers of each call. It keeps its own account of owners, epochs, checkpoints and parked cells.
+//! It is told of every write at the moment at which it is applied, by the twins ([`super::watched`]) or by the connector
+//! ([`super::connector`]), and by the handlers of each call. It keeps its own account of cells, owners, epochs, checkpoints
+//! and parked cells, and is never fed from what the daemon says of itself.
 
-use cellhook::cell::*;
-use cellhook::dispatch::Order;
-use cellhook::store::{
-    memory::{MemoryLedger, MemoryLog},
-    segment::unpack,
-};
-use futures_util::FutureExt;
+use cellhook::{cell::*, dispatch::Order};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
-/// Which columns a trigger is called for.
-type Columns = fn(&Name) -> Vec<String>;
+/// Which columns a trigger is called for; none: all.
+pub(super) type Columns = fn(&Name) -> Vec<String>;
 /// A trigger's cell.
 type Place = (Name, ShardId, AddedId);
+/// The rows of a trigger on a shard in one epoch; no row where the whole shard is in order.
+type Line = (Name, ShardId, String, Epoch);
 
 /// What the oracle knows of one lease.
 #[derive(Default)]
@@ -26,7 +24,31 @@ struct KnownLease {
     owner: Option<SessionId>,
     epoch: Epoch,
     low: BTreeMap<TriggerId, AddedId>,
+    claims_since_healed: u32,
 }
+
+/// A write of a lease by its owner, as it was applied.
+pub(super) struct Wrote<'a> {
+    pub(super) shard: &'a ShardRef,
+    pub(super) owner: &'a SessionId,
+    pub(super) epoch: Epoch,
+    pub(super) release: bool,
+    pub(super) lows: Vec<(TriggerId, AddedId)>,
+    pub(super) lanes: Vec<LaneMove>,
+}
+
+/// A change of an item of a lane.
+#[derive(Clone)]
+pub(super) struct LaneMove {
+    pub(super) trigger: TriggerId,
+    pub(super) kind: LaneKind,
+    pub(super) first: AddedId,
+    /// Last place of the range that was put; none when it was taken out.
+    pub(super) put: Option<AddedId>,
+}
+
+/// What lies in a trigger's lanes of a shard, by the first place: up to where, and in which lanes.
+type Lanes = BTreeMap<AddedId, (AddedId, BTreeSet<LaneKind>)>;
 
 #[derive(Default)]
 struct Facts {
@@ -35,17 +57,20 @@ struct Facts {
     dead: BTreeSet<SessionId>,
     leases: BTreeMap<ShardRef, KnownLease>,
     names: BTreeMap<TriggerId, Name>,
+    /// Every cell that was ever appended, by its place, and where it lies.
+    cells: BTreeMap<(ShardId, AddedId), CellKey>,
+    places: BTreeMap<CellKey, (ShardId, AddedId)>,
+    tips: BTreeMap<ShardId, AddedId>,
     /// Calls that were answered with done or drop: in which epoch, and what the answer appends. Such an answer counts only
     /// once the cell is stored.
     finished: BTreeMap<Place, Vec<(Epoch, Option<CellKey>)>>,
-    /// Cells that have lain in a lane.
-    parked: BTreeSet<Place>,
-    /// What was appended, and which columns a trigger is called for.
-    log: Option<(Arc<MemoryLog>, Columns)>,
-    /// Columns of cells, as far as they were asked for.
-    columns: BTreeMap<(ShardId, AddedId), String>,
-    /// Calls under way and the last one started, by trigger, shard, row (none where the whole shard is in order) and epoch.
-    rows: BTreeMap<(Name, ShardId, String, Epoch), (u32, AddedId)>,
+    lanes: BTreeMap<(Name, ShardId), Lanes>,
+    parked: u64,
+    /// Cells that an operator skipped or dropped; those that were erased, for all triggers.
+    skipped: BTreeSet<Place>,
+    erased: BTreeSet<(ShardId, AddedId)>,
+    /// Calls under way and the last one started.
+    lines: BTreeMap<Line, (u32, AddedId)>,
     /// Epochs in which a trigger's shard was called.
     epochs: BTreeMap<(Name, ShardId), BTreeSet<Epoch>>,
     repeats: BTreeMap<(Name, ShardId), u64>,
@@ -53,6 +78,8 @@ struct Facts {
     rewound: BTreeSet<(Name, ShardId)>,
     /// Dead cells that an operator had tried again: out of order on purpose.
     revived: BTreeSet<Place>,
+    /// Until when a host may trust its session, by its own clock.
+    trusted: BTreeMap<u32, Duration>,
     calls: u64,
     takeovers: u64,
     hand_overs: u64,
@@ -60,13 +87,14 @@ struct Facts {
 
 /// See the module.
 pub(super) struct Oracle {
-    inner: MemoryLedger,
     facts: Mutex<Facts>,
+    columns: Columns,
 }
 
 /// What the oracle counted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counts {
+    pub(super) cells: u64,
     pub(super) calls: u64,
     pub(super) repeats: u64,
     pub(super) takeovers: u64,
@@ -77,14 +105,14 @@ pub(super) struct Counts {
 /// A call under way; dropped unanswered when its worker loses it.
 pub(super) struct Witnessed {
     oracle: Arc<Oracle>,
-    row: (Name, ShardId, String, Epoch),
+    line: Line,
     place: Place,
     repeat: bool,
 }
 
 impl Drop for Witnessed {
     fn drop(&mut self) {
-        if let Some((under_way, _)) = self.oracle.facts.lock().unwrap().rows.get_mut(&self.row) {
+        if let Some((under_way, _)) = self.oracle.facts().lines.get_mut(&self.line) {
             *under_way -= 1;
         }
     }
@@ -95,156 +123,121 @@ impl Witnessed {
     pub(super) fn unfinished(&self) {
         if self.repeat {
             let (trigger, shard, _) = self.place.clone();
-            *self.oracle.facts.lock().unwrap().repeats.entry((trigger, shard)).or_default() -= 1;
+            *self.oracle.facts().repeats.entry((trigger, shard)).or_default() -= 1;
         }
     }
 
     /// The handler said that the cell is finished, and what is to be appended.
     pub(super) fn finished(&self, put: Option<CellKey>) {
-        let answers = &mut self.oracle.facts.lock().unwrap().finished;
-        answers.entry(self.place.clone()).or_default().push((self.row.3, put));
+        let answer = (self.line.3, put);
+        self.oracle.facts().finished.entry(self.place.clone()).or_default().push(answer);
     }
 }
 
 impl Oracle {
-    pub(super) fn new() -> Self {
-        Self { inner: MemoryLedger::new(), facts: Mutex::default() }
+    pub(super) fn new(columns: Columns) -> Self {
+        Self { facts: Mutex::default(), columns }
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap()
+    }
+
+    pub(super) fn is_violated(&self) -> bool {
+        !self.facts().violations.is_empty()
     }
 
     pub(super) fn violations(&self) -> Vec<String> {
-        self.facts.lock().unwrap().violations.clone()
+        self.facts().violations.clone()
     }
 
     pub(super) fn violated(&self, what: String) {
-        self.facts.lock().unwrap().violations.push(what);
+        self.facts().violations.push(what);
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let facts = self.facts.lock().unwrap();
+        let facts = self.facts();
         Counts {
+            cells: facts.cells.len() as u64,
             calls: facts.calls,
             repeats: facts.repeats.values().sum(),
             takeovers: facts.takeovers,
             hand_overs: facts.hand_overs,
-            parked: facts.parked.len() as u64,
+            parked: facts.parked,
         }
     }
 
-    /// Where to see which column a cell has, and which columns a trigger is called for (none: all).
-    pub(super) fn watch(&self, log: Arc<MemoryLog>, columns: Columns) {
-        self.facts.lock().unwrap().log = Some((log, columns));
+    // ---- the log ----
+
+    /// Cells were appended to a shard: I2.
+    pub(super) fn appended(&self, shard: ShardId, cells: impl Iterator<Item = (CellKey, AddedId)>) {
+        let facts = &mut *self.facts();
+        for (key, added_id) in cells {
+            let tip = facts.tips.entry(shard).or_default();
+            if added_id != tip.next() {
+                facts.violations.push(format!("I2: shard {shard}: {added_id} was appended after {tip}"));
+            }
+            *tip = added_id;
+            if let Some(before) = facts.places.insert(key.clone(), (shard, added_id)) {
+                facts.violations.push(format!("I2: {key:?} was stored at {before:?}, and again at {shard}/{added_id}"));
+            }
+            facts.cells.insert((shard, added_id), key);
+        }
     }
 
-    /// A handler was called: I4, and the account of repeats.
-    pub(super) fn call(self: &Arc<Self>, event: &Event, order: Order) -> Witnessed {
-        let mut facts = self.facts.lock().unwrap();
-        facts.calls += 1;
-        let cell = &event.cell;
-        let place = (event.trigger.clone(), cell.shard, cell.added_id);
-        let lane = if order == Order::Shard { String::new() } else { cell.key.row_key.to_string() };
-        let row = (event.trigger.clone(), cell.shard, lane, event.epoch);
-        let ordered = order != Order::None;
-        let (under_way, last) = facts.rows.get(&row).copied().unwrap_or_default();
-        if ordered && under_way > 0 {
-            facts.violations.push(format!("I4: {row:?}: {} is called while {last} is under way", cell.added_id));
+    /// A writer was told where its cell lies.
+    pub(super) fn acknowledged(&self, key: &CellKey, added_id: AddedId) {
+        let facts = &mut *self.facts();
+        let place = facts.places.get(key).map(|(_, place)| *place);
+        if place != Some(added_id) {
+            facts.violations.push(format!("I2: {key:?} was acknowledged at {added_id}, and lies at {place:?}"));
         }
-        if ordered && last > cell.added_id && !facts.revived.contains(&place) {
-            facts.violations.push(format!("I4: {row:?}: {} is called after {last}", cell.added_id));
+    }
+
+    /// Every cell, by its place.
+    pub(super) fn cells(&self) -> BTreeMap<(ShardId, AddedId), CellKey> {
+        self.facts().cells.clone()
+    }
+
+    // ---- sessions, leases and lanes ----
+
+    pub(super) fn died(&self, id: &SessionId) {
+        self.facts().dead.insert(id.clone());
+    }
+
+    /// A heartbeat was accepted: I8.
+    pub(super) fn beat(&self, id: &SessionId) {
+        let facts = &mut *self.facts();
+        if facts.dead.contains(id) {
+            facts.violations.push(format!("I8: the dead session {id} beats"));
         }
-        facts.rows.insert(row.clone(), (under_way + 1, last.max(cell.added_id)));
-        let shard = (event.trigger.clone(), cell.shard);
-        facts.epochs.entry(shard.clone()).or_default().insert(event.epoch);
-        // After an answer whose append failed, the daemon rightly calls again within the epoch.
-        let answers = facts.finished.get(&place).into_iter().flatten();
-        let repeat = answers.filter(|(epoch, put)| *epoch != event.epoch || put.is_none()).count() > 0;
-        if repeat {
-            *facts.repeats.entry(shard).or_default() += 1;
+    }
+
+    /// A host may trust its session until then, by its own clock.
+    pub(super) fn trusts(&self, host: u32, until: Duration) {
+        let facts = &mut *self.facts();
+        let trusted = facts.trusted.entry(host).or_default();
+        *trusted = until.max(*trusted);
+    }
+
+    /// A trigger was registered, under an id that was never there before.
+    pub(super) fn registered(&self, id: &TriggerId, name: &Name) {
+        let facts = &mut *self.facts();
+        // A renamed trigger is the same one: its config, and so its handler, go on with the name that they know.
+        if facts.names.values().any(|known| known == name) {
+            facts.violations.push(format!("I1: {name} is registered anew, and would be called from the start"));
         }
-        drop(facts);
-        Witnessed { oracle: self.clone(), row, place, repeat }
+        facts.names.insert(id.clone(), name.clone());
     }
 
     /// The name by which a trigger was registered.
     pub(super) fn registered_as(&self, id: &TriggerId) -> Name {
-        self.facts.lock().unwrap().names[id].clone()
+        self.facts().names[id].clone()
     }
 
-    /// An operator is about to rewind.
-    pub(super) fn rewound(&self, trigger: &Name, shard: ShardId) {
-        self.facts.lock().unwrap().rewound.insert((trigger.clone(), shard));
-    }
-
-    /// An operator is about to have a dead cell tried again.
-    pub(super) fn revived(&self, trigger: &Name, shard: ShardId, added_id: AddedId) {
-        self.facts.lock().unwrap().revived.insert((trigger.clone(), shard, added_id));
-    }
-
-    /// I6, once all is over: repeats of each shard against its changes of owner.
-    pub(super) fn check_repeats(&self, window: u64) {
-        let mut facts = self.facts.lock().unwrap();
-        for (shard, repeats) in facts.repeats.clone() {
-            let changes = facts.epochs.get(&shard).map_or(0, |epochs| epochs.len() as u64 - 1);
-            if repeats > window * changes && !facts.rewound.contains(&shard) {
-                facts.violations.push(format!("I6: {shard:?}: {repeats} repeats, {changes} changes of owner"));
-            }
-        }
-    }
-
-    /// Everything appended is finished, parked or passed.
-    pub(super) fn check_all(&self, shard: ShardId, tip: AddedId, triggers: &[Name]) {
-        let mut facts = self.facts.lock().unwrap();
-        for trigger in triggers {
-            for id in (1..=tip.0).map(AddedId) {
-                let place = (trigger.clone(), shard, id);
-                if !facts.is_finished(&place) {
-                    facts.violations.push(format!("I1: {place:?} was never handled"));
-                }
-            }
-        }
-    }
-
-    fn wrote(&self, write: &LeaseWrite) {
-        let mut facts = self.facts.lock().unwrap();
-        let facts = &mut *facts;
-        for change in &write.lanes {
-            if let LaneChange::Put(parked) = change {
-                let name = facts.names.get(&parked.trigger).cloned().expect("registered");
-                for id in parked.added_id.0..=parked.last.0 {
-                    facts.parked.insert((name.clone(), parked.shard.shard, AddedId(id)));
-                }
-            }
-        }
-        let lease = facts.leases.entry(write.shard.clone()).or_default();
-        if lease.owner.as_ref() != Some(&write.owner) || lease.epoch != write.epoch {
-            facts.violations.push(format!(
-                "I3: {} wrote {} at epoch {}, which belongs to {:?} at epoch {}",
-                write.owner, write.shard, write.epoch, lease.owner, lease.epoch
-            ));
-        }
-        if write.release {
-            lease.owner = None;
-        }
-        for (id, checkpoint) in &write.checkpoints {
-            let name = facts.names.get(id).cloned().expect("registered");
-            let lease = facts.leases.entry(write.shard.clone()).or_default();
-            let before = lease.low.insert(id.clone(), checkpoint.low).unwrap_or_default();
-            if checkpoint.low < before {
-                facts
-                    .violations
-                    .push(format!("I3: {}: low-water fell from {before} to {}", write.shard, checkpoint.low));
-            }
-            for added_id in (before.0 + 1..=checkpoint.low.0).map(AddedId) {
-                let place = (name.clone(), write.shard.shard, added_id);
-                if !facts.is_finished(&place) {
-                    facts.violations.push(format!("I1: the checkpoint passed {place:?}, which is not finished"));
-                }
-            }
-        }
-    }
-
-    fn claimed(&self, shard: &ShardRef, me: &SessionId, lease: &Lease) {
-        let mut facts = self.facts.lock().unwrap();
-        let facts = &mut *facts;
+    /// A lease was claimed: I3.
+    pub(super) fn claimed(&self, shard: &ShardRef, me: &SessionId, epoch: Epoch) {
+        let facts = &mut *self.facts();
         let known = facts.leases.entry(shard.clone()).or_default();
         match &known.owner {
             None => facts.hand_overs += u64::from(known.epoch.0 > 0),
@@ -254,179 +247,228 @@ impl Oracle {
                 facts.violations.push(format!("I3: {me} claimed {shard} from {owner}, which is alive"));
             }
         }
-        if lease.epoch.0 != known.epoch.0 + 1 {
-            facts.violations.push(format!("I3: {shard}: the epoch went from {} to {}", known.epoch, lease.epoch));
+        if epoch.0 != known.epoch.0 + 1 {
+            facts.violations.push(format!("I3: {shard}: the epoch went from {} to {epoch}", known.epoch));
         }
         known.owner = Some(me.clone());
-        known.epoch = lease.epoch;
+        known.epoch = epoch;
+        known.claims_since_healed += 1;
+    }
+
+    /// The owner of a lease wrote: I1, I3 and I5.
+    pub(super) fn wrote(&self, wrote: &Wrote<'_>) {
+        let facts = &mut *self.facts();
+        let Wrote { shard, owner, epoch, release, lows, lanes } = wrote;
+        let lease = facts.leases.entry((*shard).clone()).or_default();
+        if lease.owner.as_ref() != Some(*owner) || lease.epoch != *epoch {
+            let what = if lows.is_empty() && !lanes.is_empty() { "I5" } else { "I3" };
+            facts.violations.push(format!(
+                "{what}: {owner} wrote {shard} at epoch {epoch}, which belongs to {:?} at epoch {}",
+                lease.owner, lease.epoch
+            ));
+        }
+        if *release {
+            lease.owner = None;
+        }
+        let left = facts.moved(shard.shard, lanes);
+        for (trigger, low) in lows {
+            let lease = facts.leases.get_mut(*shard).expect("made above");
+            let before = lease.low.insert(trigger.clone(), *low).unwrap_or_default();
+            if *low < before {
+                facts.violations.push(format!("I3: {shard}: low-water fell from {before} to {low}"));
+            }
+            let name = facts.names[trigger].clone();
+            for added_id in (before.0 + 1..=low.0).map(AddedId) {
+                let place = (name.clone(), shard.shard, added_id);
+                if !facts.is_finished(&place, self.columns) {
+                    facts.violations.push(format!("I1: the checkpoint passed {place:?}, which is not finished"));
+                }
+            }
+        }
+        facts.check_left(shard, &left, self.columns);
+    }
+
+    /// An operator changed lanes. What he dropped is told before.
+    pub(super) fn sorted(&self, shard: &ShardRef, lanes: &[LaneMove]) {
+        let facts = &mut *self.facts();
+        let left = facts.moved(shard.shard, lanes);
+        facts.check_left(shard, &left, self.columns);
+    }
+
+    /// An operator is about to give up a cell.
+    pub(super) fn drops(&self, trigger: &Name, shard: ShardId, added_id: AddedId) {
+        self.facts().skipped.insert((trigger.clone(), shard, added_id));
+    }
+
+    // ---- operators, who are the simulation itself ----
+
+    /// An operator is about to set a checkpoint elsewhere, which is a new epoch without an owner.
+    pub(super) fn rewinds(&self, shard: &ShardRef, trigger: &TriggerId, from: AddedId, to: AddedId) {
+        let facts = &mut *self.facts();
+        let name = facts.names[trigger].clone();
+        facts.rewound.insert((name.clone(), shard.shard));
+        facts.skipped.extend((from.0 + 1..=to.0).map(|id| (name.clone(), shard.shard, AddedId(id))));
+    }
+
+    /// An operator's change was accepted.
+    pub(super) fn operated(&self, shard: &ShardRef, epoch: Epoch, trigger: &TriggerId, low: AddedId) {
+        let facts = &mut *self.facts();
+        let known = facts.leases.entry(shard.clone()).or_default();
+        known.owner = None;
+        known.epoch = epoch;
+        known.low.insert(trigger.clone(), low);
+    }
+
+    /// An operator is about to have a dead cell tried again.
+    pub(super) fn revived(&self, trigger: &Name, shard: ShardId, added_id: AddedId) {
+        self.facts().revived.insert((trigger.clone(), shard, added_id));
+    }
+
+    /// A row is about to be erased.
+    pub(super) fn erases(&self, row: &str) {
+        let facts = &mut *self.facts();
+        facts.erased.extend(facts.cells.iter().filter(|(_, key)| *key.row_key == *row).map(|(place, _)| *place));
+    }
+
+    // ---- calls ----
+
+    /// A handler was called by a host, whose clock shows that: I4, I8, and the account of repeats.
+    pub(super) fn call(self: &Arc<Self>, host: u32, shown: Duration, event: &Event, order: Order) -> Witnessed {
+        let facts = &mut *self.facts();
+        facts.calls += 1;
+        let cell = &event.cell;
+        let place = (event.trigger.clone(), cell.shard, cell.added_id);
+        let row = if order == Order::Shard { String::new() } else { cell.key.row_key.to_string() };
+        let line = (event.trigger.clone(), cell.shard, row, event.epoch);
+        let (under_way, last) = facts.lines.get(&line).copied().unwrap_or_default();
+        if order != Order::None && under_way > 0 {
+            facts.violations.push(format!("I4: {line:?}: {} is called while {last} is under way", cell.added_id));
+        }
+        if order != Order::None && last > cell.added_id && !facts.revived.contains(&place) {
+            facts.violations.push(format!("I4: {line:?}: {} is called after {last}", cell.added_id));
+        }
+        let trusted = facts.trusted.get(&host).copied().unwrap_or_default();
+        if shown > trusted {
+            let late = shown - trusted;
+            facts
+                .violations
+                .push(format!("I8: host {host} calls {place:?} {late:?} after its session was to be trusted"));
+        }
+        facts.lines.insert(line.clone(), (under_way + 1, last.max(cell.added_id)));
+        let shard = (event.trigger.clone(), cell.shard);
+        facts.epochs.entry(shard.clone()).or_default().insert(event.epoch);
+        // After an answer whose append failed, the daemon rightly calls again within the epoch.
+        let answers = facts.finished.get(&place).into_iter().flatten();
+        let repeat = answers.filter(|(epoch, put)| *epoch != event.epoch || put.is_none()).count() > 0;
+        if repeat {
+            *facts.repeats.entry(shard).or_default() += 1;
+        }
+        Witnessed { oracle: self.clone(), line, place, repeat }
+    }
+
+    // ---- once all is over ----
+
+    /// From now on nothing goes wrong any more.
+    pub(super) fn healed(&self) {
+        self.facts().leases.values_mut().for_each(|lease| lease.claims_since_healed = 0);
+    }
+
+    /// How often all leases were claimed.
+    pub(super) fn claims(&self) -> u64 {
+        self.facts().leases.values().map(|lease| lease.epoch.0).sum()
+    }
+
+    /// I7: leases do not go round and round.
+    pub(super) fn check_claims(&self, most: u32) {
+        let facts = &mut *self.facts();
+        for (shard, lease) in &facts.leases {
+            let claims = lease.claims_since_healed;
+            if claims > most {
+                facts.violations.push(format!("I7: {shard} was claimed {claims} times since the world healed"));
+            }
+        }
+    }
+
+    /// I6: repeats of each shard against its changes of owner.
+    pub(super) fn check_repeats(&self, window: u64) {
+        let facts = &mut *self.facts();
+        for (shard, repeats) in &facts.repeats {
+            let changes = facts.epochs.get(shard).map_or(0, |epochs| epochs.len() as u64 - 1);
+            if *repeats > window * changes && !facts.rewound.contains(shard) {
+                facts.violations.push(format!("I6: {shard:?}: {repeats} repeats, {changes} changes of owner"));
+            }
+        }
+    }
+
+    /// I1: everything appended is finished, parked or passed.
+    pub(super) fn check_all(&self, triggers: &[Name]) {
+        let facts = &mut *self.facts();
+        for (trigger, (shard, added_id)) in
+            triggers.iter().flat_map(|trigger| facts.cells.keys().map(move |place| (trigger, place)))
+        {
+            let place = (trigger.clone(), *shard, *added_id);
+            if !facts.is_finished(&place, self.columns) {
+                facts.violations.push(format!("I1: {place:?} was never handled"));
+            }
+        }
     }
 }
 
 impl Facts {
-    fn is_finished(&mut self, place: &Place) -> bool {
-        self.is_answered(place) || self.parked.contains(place) || self.is_passed(place)
+    /// Books changes of lanes, and gives the places that lie in none any more.
+    fn moved(&mut self, shard: ShardId, changes: &[LaneMove]) -> Vec<(TriggerId, AddedId)> {
+        let mut out = Vec::new();
+        for LaneMove { trigger, kind, first, put } in changes {
+            let lanes = self.lanes.entry((self.names[trigger].clone(), shard)).or_default();
+            match put {
+                Some(last) => {
+                    self.parked += 1;
+                    let lane = lanes.entry(*first).or_insert_with(|| (*last, BTreeSet::new()));
+                    lane.0 = *last;
+                    lane.1.insert(*kind);
+                }
+                None => {
+                    if let Some((last, kinds)) = lanes.get_mut(first) {
+                        kinds.remove(kind);
+                        out.extend((first.0..=last.0).map(|id| (trigger.clone(), AddedId(id))));
+                    }
+                }
+            }
+        }
+        out
     }
 
-    fn is_answered(&self, place: &Place) -> bool {
-        let stored = |key: &CellKey| {
-            let (log, _) = self.log.as_ref().expect("watched");
-            log.get(key).now_or_never().expect("ready").expect("memory").is_some()
-        };
+    /// I5: what left its lanes and was passed is finished.
+    fn check_left(&mut self, shard: &ShardRef, left: &[(TriggerId, AddedId)], columns: Columns) {
+        for (trigger, added_id) in left {
+            let place = (self.names[trigger].clone(), shard.shard, *added_id);
+            let low = self.leases.get(shard).and_then(|lease| lease.low.get(trigger)).copied().unwrap_or_default();
+            if *added_id <= low && !self.is_finished(&place, columns) {
+                self.violations.push(format!("I5: {place:?} left its lane, and is not finished"));
+            }
+        }
+    }
+
+    fn is_parked(&self, (trigger, shard, added_id): &Place) -> bool {
+        let lanes = self.lanes.get(&(trigger.clone(), *shard));
+        let lane = lanes.and_then(|lanes| lanes.range(..=*added_id).next_back());
+        lane.is_some_and(|(_, (last, kinds))| last >= added_id && !kinds.is_empty())
+    }
+
+    fn is_finished(&self, place: &Place, columns: Columns) -> bool {
+        let (trigger, shard, added_id) = place;
+        let cell = (*shard, *added_id);
         let mut answers = self.finished.get(place).into_iter().flatten();
-        answers.any(|(_, put)| put.as_ref().is_none_or(stored))
+        answers.any(|(_, put)| put.as_ref().is_none_or(|key| self.places.contains_key(key)))
+            || self.is_parked(place)
+            || self.skipped.contains(place)
+            || self.erased.contains(&cell)
+            || self.is_passed(columns(trigger), &cell)
     }
 
     /// Whether the trigger is not called for this cell.
-    fn is_passed(&mut self, (trigger, shard, added_id): &Place) -> bool {
-        let Some((log, columns)) = self.log.clone() else { return false };
-        let columns = columns(trigger);
-        if columns.is_empty() {
-            return false;
-        }
-        if !self.columns.contains_key(&(*shard, *added_id)) {
-            let before = AddedId(added_id.0 - 1);
-            let page = log.page(*shard, before, 1, Consistency::Strong).now_or_never().expect("ready").expect("memory");
-            for segment in page {
-                for cell in unpack(*shard, &segment).expect("whole") {
-                    self.columns.insert((*shard, cell.added_id), cell.key.column.to_string());
-                }
-            }
-        }
-        self.columns.get(&(*shard, *added_id)).is_some_and(|column| !columns.contains(column))
-    }
-}
-
-impl Ledger for Oracle {
-    fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>> {
-        self.inner.open_session(session)
-    }
-    fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
-        Box::pin(async move {
-            let answer = self.inner.beat(id, at).await?;
-            if matches!(answer, Answer::Accepted(_)) && self.facts.lock().unwrap().dead.contains(id) {
-                self.violated(format!("I8: the dead session {id} beats"));
-            }
-            Ok(answer)
-        })
-    }
-    fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>> {
-        Box::pin(async move {
-            let answer = self.inner.set_state(id, state).await?;
-            if matches!(answer, Answer::Accepted(_)) && state == SessionState::Dead {
-                self.facts.lock().unwrap().dead.insert(id.clone());
-            }
-            Ok(answer)
-        })
-    }
-    fn declare_dead<'a>(&'a self, id: &'a SessionId, seen: Option<u64>) -> Out<'a, Answer<Session>> {
-        Box::pin(async move {
-            let answer = self.inner.declare_dead(id, seen).await?;
-            if matches!(answer, Answer::Accepted(_)) {
-                self.facts.lock().unwrap().dead.insert(id.clone());
-            }
-            Ok(answer)
-        })
-    }
-    fn nudge<'a>(&'a self, id: &'a SessionId, about: Nudge) -> Out<'a, ()> {
-        self.inner.nudge(id, about)
-    }
-    fn sessions(&self) -> Out<'_, Vec<Session>> {
-        self.inner.sessions()
-    }
-    fn forget_session<'a>(&'a self, id: &'a SessionId) -> Out<'a, ()> {
-        self.inner.forget_session(id)
-    }
-    fn triggers(&self) -> Out<'_, Vec<TriggerRecord>> {
-        self.inner.triggers()
-    }
-    fn register<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
-        Box::pin(async move {
-            let answer = self.inner.register(record).await?;
-            if let Answer::Accepted(record) = &answer {
-                let mut facts = self.facts.lock().unwrap();
-                // A renamed trigger is the same one: its config, and so its handler, go on with the name that they
-                // know.
-                if !facts.names.values().all(|name| *name != record.name) {
-                    facts
-                        .violations
-                        .push(format!("{} is registered anew, and would be called from the start", record.name));
-                }
-                facts.names.insert(record.id.clone(), record.name.clone());
-            }
-            Ok(answer)
-        })
-    }
-    fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
-        self.inner.update_trigger(record)
-    }
-    fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
-        self.inner.retired(id)
-    }
-    fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
-        self.inner.rename_trigger(record, to)
-    }
-    fn free_name<'a>(&'a self, record: &'a TriggerRecord, name: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
-        self.inner.free_name(record, name)
-    }
-    fn leases<'a>(&'a self, source: &'a Name) -> Out<'a, Vec<Lease>> {
-        self.inner.leases(source)
-    }
-    fn lease<'a>(&'a self, shard: &'a ShardRef) -> Out<'a, Option<Lease>> {
-        self.inner.lease(shard)
-    }
-    fn claim<'a>(
-        &'a self,
-        shard: &'a ShardRef,
-        incarnation: &'a Incarnation,
-        me: &'a SessionId,
-        seen: Option<&'a Lease>,
-        at: Millis,
-    ) -> Out<'a, Answer<Lease>> {
-        Box::pin(async move {
-            let answer = self.inner.claim(shard, incarnation, me, seen, at).await?;
-            if let Answer::Accepted(lease) = &answer {
-                self.claimed(shard, me, lease);
-            }
-            Ok(answer)
-        })
-    }
-    fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {
-        Box::pin(async move {
-            let answer = self.inner.write(write).await?;
-            if answer == Written::Accepted {
-                self.wrote(write);
-            }
-            Ok(answer)
-        })
-    }
-    fn operate<'a>(
-        &'a self,
-        seen: &'a Lease,
-        trigger: &'a TriggerId,
-        checkpoint: &'a Checkpoint,
-    ) -> Out<'a, Answer<Lease>> {
-        Box::pin(async move {
-            let answer = self.inner.operate(seen, trigger, checkpoint).await?;
-            if let Answer::Accepted(lease) = &answer {
-                let mut facts = self.facts.lock().unwrap();
-                let known = facts.leases.entry(seen.shard.clone()).or_default();
-                known.owner = None;
-                known.epoch = lease.epoch;
-                known.low.insert(trigger.clone(), checkpoint.low);
-            }
-            Ok(answer)
-        })
-    }
-    fn parked<'a>(&'a self, lane: &'a Lane, after: AddedId, limit: usize) -> Out<'a, Vec<Parked>> {
-        self.inner.parked(lane, after, limit)
-    }
-    fn all_parked<'a>(&'a self, after: Option<&'a Parked>, limit: usize) -> Out<'a, Vec<Parked>> {
-        self.inner.all_parked(after, limit)
-    }
-    fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()> {
-        self.inner.forget_checkpoint(shard, trigger)
-    }
-    fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
-        self.inner.operate_parked(changes)
+    fn is_passed(&self, columns: Vec<String>, cell: &(ShardId, AddedId)) -> bool {
+        !columns.is_empty()
+            && self.cells.get(cell).is_some_and(|key| !columns.iter().any(|column| **column == *key.column))
     }
 }

@@ -1,7 +1,8 @@
 //! `verify` over a network that loses, tears and garbles, while cells are appended, logs trimmed and rows erased: nothing is
 //! wrong, and nothing is called so, but for an erase that is to be finished.
 
-use super::network::{FarLog, Faults, Network, Weather};
+use super::network::FarLog;
+use super::weather::{Faults, Network, SharedWeather, Weather};
 use cellhook::{
     cell::{AddedId, CellKey, Log, Name, NewCell, NewDatastore, ShardId},
     store::{Cells, memory::MemoryLog},
@@ -9,12 +10,12 @@ use cellhook::{
     verify::{Event, Finding, Flaw, Plan, Sample, verify},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     ops::ControlFlow,
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 /// Runs of each plan.
 const SEEDS: u64 = 10;
@@ -45,7 +46,7 @@ struct World {
     log: Arc<MemoryLog>,
     far: FarLog<MemoryLog>,
     writer: Cells,
-    weather: Arc<Mutex<Weather>>,
+    weather: SharedWeather,
     rng: fastrand::Rng,
 }
 
@@ -64,22 +65,12 @@ impl World {
             conflict: 0.03,
             stale: 0.2,
             torn: 0.2,
-            garbled: 0.1,
+            damaged: 0.1,
             slow: 0.05,
             ..Faults::default()
         };
-        let now = Instant::now();
-        let weather = Arc::new(Mutex::new(Weather {
-            rng: fastrand::Rng::with_seed(seed),
-            faults,
-            outage_until: now,
-            counts: BTreeMap::new(),
-            requests: 0,
-            trace: 0,
-            start: now,
-            told: false,
-        }));
-        let far = FarLog { inner: log.clone(), network: Network { host: 1, weather: weather.clone() } };
+        let weather = Arc::new(Mutex::new(Weather::new(seed, faults, false)));
+        let far = FarLog { inner: log.clone(), network: Network { host: 1, weather: weather.clone() }, oracle: None };
         Self { log, far, writer, weather, rng }
     }
 

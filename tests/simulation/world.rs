@@ -1,24 +1,25 @@
-//! A world of one seed: the twins, the workers with their fates, the writers, and the end at which all must be done.
+//! A world of one seed: the store, the workers with their fates, the writers, and the end at which all must be done.
 
 use super::{
-    network::{FarLedger, FarLog, Faults, Network, Weather},
+    hosts::{Billing, Host, OnHost, Pace, SharedFreezer, freeze, thaw},
+    operator::{Operator, Truth},
     oracle::Oracle,
+    stage::Stage,
+    swarm::Swarm,
+    weather::{Network, Part, SharedWeather, Weather},
 };
 use cellhook::{
-    cell::{planted, *},
+    cell::{clock, planted, *},
     dispatch::{Config, Exhausted, Order, Retry, WindowConfig},
     lease::{self, Identity},
-    store::{Cells, memory::MemoryLog},
+    store::{Cells, PutError},
     tail,
     worker::{Reload, Setup, TriggerSpec, Worker},
 };
 use futures_util::future::BoxFuture;
 use std::{
     collections::BTreeMap,
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::{
@@ -28,72 +29,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What a seed draws before it begins: some worlds are calm, some extreme.
-#[derive(Clone, Debug)]
-pub(super) struct Swarm {
-    workers: usize,
-    shards: u32,
-    cells: usize,
-    rows: usize,
-    seconds: u64,
-    window: u32,
-    in_flight: u32,
-    batch: u32,
-    faults: Faults,
-    /// Chance a second that some worker is killed, frozen, stopped; that everything is out of reach.
-    kill: f64,
-    freeze: f64,
-    stop: f64,
-    outage: f64,
-    /// Chance a second that shards are trimmed.
-    trim: f64,
-    /// Chance a second that an operator touches parked cells, or rewinds a checkpoint.
-    operate: f64,
-    /// Chance a second that a worker's config is read again, with some triggers changed.
-    reload: f64,
-    /// Percent of attempts that fail.
-    failing: u64,
-}
-
-impl Swarm {
-    pub(super) fn draw(seed: u64) -> Self {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let scale = if rng.u8(..8) == 0 { 0.0 } else { 0.08 * rng.f64() };
-        let mut chance = |most: f64| if rng.u8(..3) == 0 { 0.0 } else { most * rng.f64() };
-        let faults = Faults {
-            lost: chance(scale),
-            reply_lost: chance(scale),
-            late: chance(scale),
-            throttled: chance(scale),
-            conflict: chance(scale),
-            stale: chance(0.3),
-            torn: chance(0.2),
-            garbled: chance(0.02),
-            slow: chance(0.1),
-        };
-        let (kill, freeze, stop, outage, trim, operate, reload) =
-            (chance(0.05), chance(0.05), chance(0.03), chance(0.008), chance(0.05), chance(0.3), chance(0.2));
-        Self {
-            workers: rng.usize(2..=4),
-            shards: rng.u32(3..=8),
-            cells: 500,
-            rows: rng.usize(5..60),
-            seconds: 120,
-            window: rng.u32(4..40),
-            in_flight: rng.u32(1..12),
-            batch: rng.u32(1..4),
-            faults,
-            kill,
-            freeze,
-            stop,
-            outage,
-            trim,
-            operate,
-            reload,
-            failing: rng.u64(0..25),
-        }
-    }
-}
+const SECOND: Duration = Duration::from_secs(1);
+/// Within this, all must be done once nothing goes wrong any more.
+const DONE_WITHIN: Duration = Duration::from_secs(900);
+/// When all is done nothing may change hands for so long.
+const QUIET: u64 = 20;
+/// Claims of a lease after the world healed: those that were due, those of moves to the planned owner, and some more.
+const CLAIMS_MAX: u32 = 8;
 
 /// How a seed ended.
 #[derive(Clone, Debug)]
@@ -111,126 +53,33 @@ pub(super) struct Outcome {
     pub(super) parked: u64,
 }
 
-/// SIGSTOP: while it is set, nothing of a worker is polled.
-#[derive(Default)]
-struct Freezer {
-    frozen: bool,
-    wakers: Vec<Waker>,
-}
-
-type SharedFreezer = Arc<Mutex<Freezer>>;
-
-fn thaw(freezer: &SharedFreezer) {
-    let mut freezer = freezer.lock().unwrap();
-    freezer.frozen = false;
-    freezer.wakers.drain(..).for_each(Waker::wake);
-}
-
-struct Freezable<T> {
-    inner: BoxFuture<'static, T>,
-    freezer: SharedFreezer,
-}
-
-impl<T> Future for Freezable<T> {
-    type Output = T;
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        {
-            let mut freezer = self.freezer.lock().unwrap();
-            if freezer.frozen {
-                freezer.wakers.push(context.waker().clone());
-                return Poll::Pending;
-            }
-        }
-        self.inner.as_mut().poll(context)
+impl Outcome {
+    pub(super) fn is_bad(&self) -> bool {
+        !self.violations.is_empty()
     }
-}
 
-/// The handler of a trigger: takes its time, fails, snoozes, hangs.
-struct Billing {
-    oracle: Arc<Oracle>,
-    weather: Arc<Mutex<Weather>>,
-    failing: u64,
-    order: Order,
-    host: u32,
-}
-
-impl Billing {
-    async fn one(&self, event: Event, timeout: Duration) -> Verdict {
-        let mut rng = fastrand::Rng::with_seed(self.weather.lock().unwrap().rng.u64(..));
-        let witnessed = self.oracle.call(&event, self.order);
-        let note = |what: &str| {
-            let (host, trigger, cell) = (self.host, &event.trigger, &event.cell);
-            self.weather.lock().unwrap().note(format_args!(
-                "host {host} {trigger} {}/{} attempt {} epoch {} {what}",
-                cell.shard, cell.added_id, event.attempt, event.epoch
-            ));
-        };
-        note("starts");
-        sleep(Duration::from_millis(rng.u64(1..300))).await;
-        let poison = event.cell.key.row_key.starts_with("poison");
-        let draw = rng.u64(0..100);
-        let verdict = if poison && draw < 90 || draw < self.failing {
-            Verdict::failed("declined")
-        } else if draw < self.failing + 2 {
-            Verdict::Snooze { after: Duration::from_secs(rng.u64(0..20)) }
-        } else if draw < self.failing + 3 {
-            Verdict::DeadLetter { error: "never".into() }
-        } else if draw < self.failing + 4 {
-            sleep(timeout).await;
-            Verdict::failed("timed out")
-        } else if draw < self.failing + 20 && *event.cell.key.column == *"BASE" {
-            let status =
-                PutCell { row_key: None, column: "STATUS".into(), ref_key: None, body: "{\"done\":true}".into() };
-            Verdict::Done { put: vec![status] }
-        } else {
-            Verdict::done()
-        };
-        if let Verdict::Done { put } = &verdict {
-            let (row_key, ref_key) = (event.cell.key.row_key.clone(), event.cell.added_id.0);
-            witnessed.finished(put.first().map(|put| CellKey { row_key, column: put.column.clone(), ref_key }));
-        } else {
-            witnessed.unfinished();
-        }
-        note(verdict.label());
-        verdict
+    /// The invariant that was broken first.
+    pub(super) fn broke(&self) -> Option<&str> {
+        self.violations.first().map(|violation| violation.split(':').next().unwrap_or_default())
     }
-}
-
-impl Handler for Billing {
-    fn call(self: Arc<Self>, call: Call) -> BoxFuture<'static, Vec<Verdict>> {
-        Box::pin(async move {
-            let timeout = call.timeout;
-            let calls = call.events.into_iter().map(|event| self.one(event, timeout));
-            futures_util::future::join_all(calls).await
-        })
-    }
-}
-
-struct Host {
-    number: u32,
-    /// Its triggers, and how they are replaced.
-    specs: Vec<TriggerSpec>,
-    reloads: mpsc::Sender<Reload>,
-    token: CancellationToken,
-    freezer: SharedFreezer,
-    task: tokio::task::AbortHandle,
-    frozen_until: Option<Instant>,
-    leaving: bool,
 }
 
 struct World {
     swarm: Swarm,
     seed: u64,
-    log: Arc<MemoryLog>,
+    stage: Stage,
+    operator: Operator,
     oracle: Arc<Oracle>,
-    weather: Arc<Mutex<Weather>>,
+    weather: SharedWeather,
     hosts: Vec<Host>,
     tasks: JoinSet<()>,
     next_host: u32,
     names: Vec<Name>,
+    /// Cells that their writers know about.
+    written: Arc<Mutex<usize>>,
 }
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
@@ -240,27 +89,62 @@ fn columns(trigger: &Name) -> Vec<String> {
 }
 
 impl World {
+    async fn new(seed: u64, swarm: Swarm, told: bool) -> Self {
+        let weather = Arc::new(Mutex::new(Weather::new(seed, swarm.faults, told)));
+        let oracle = Arc::new(Oracle::new(columns));
+        let names: Vec<Name> = ["bill", "copy", "strict"].map(name).into_iter().take(swarm.triggers).collect();
+        let new = NewDatastore { name: name("trips"), shards: swarm.shards };
+        let stage = Stage::new(swarm.level, &new, name("g"), weather.clone(), oracle.clone()).await;
+        let truth: Truth = stage.truth();
+        let operator = Operator {
+            truth,
+            oracle: oracle.clone(),
+            weather: weather.clone(),
+            source: new.name,
+            group: name("g"),
+            triggers: names.len(),
+        };
+        Self {
+            swarm,
+            seed,
+            stage,
+            operator,
+            oracle,
+            weather,
+            hosts: Vec::new(),
+            tasks: JoinSet::new(),
+            next_host: 0,
+            names,
+            written: Arc::default(),
+        }
+    }
+
     fn network(&mut self) -> Network {
         self.next_host += 1;
         Network { host: self.next_host, weather: self.weather.clone() }
     }
 
     fn triggers(&self, host: u32) -> Vec<TriggerSpec> {
+        let swarm = &self.swarm;
         let spec = |trigger: &Name| {
             let order = match trigger.as_str() {
                 "bill" => Order::Row,
                 "strict" => Order::Shard,
                 _ => Order::None,
             };
-            let second = Duration::from_secs(1);
             let config = Config {
                 columns: columns(trigger),
                 order,
-                in_flight: self.swarm.in_flight,
-                batch: if order == Order::Shard { 1 } else { self.swarm.batch },
-                timeout: 15 * second,
-                window: WindowConfig { cells: self.swarm.window, bytes: 1 << 20 },
-                retry: Retry { min: second, max: 40 * second, max_age: 3600 * second, attempts: Some(4) },
+                in_flight: swarm.in_flight,
+                batch: if order == Order::Shard { 1 } else { swarm.batch },
+                timeout: 15 * SECOND,
+                window: WindowConfig { cells: swarm.window, bytes: 1 << 20 },
+                retry: Retry {
+                    min: SECOND,
+                    max: Duration::from_millis(swarm.retry),
+                    max_age: 3600 * 24 * SECOND,
+                    attempts: Some(4),
+                },
                 exhausted: Exhausted::Park,
                 breaker: None,
                 include: if order == Order::Row { vec!["STATUS".into()] } else { Vec::new() },
@@ -269,7 +153,8 @@ impl World {
             let handler = Arc::new(Billing {
                 oracle: self.oracle.clone(),
                 weather: self.weather.clone(),
-                failing: self.swarm.failing,
+                failing: swarm.failing,
+                takes: swarm.call,
                 order,
                 host,
             });
@@ -278,51 +163,64 @@ impl World {
         self.names.iter().map(spec).collect()
     }
 
+    /// How the clocks of a new host go.
+    fn pace(&self) -> Pace {
+        let Swarm { drift, off, .. } = self.swarm;
+        let mut weather = self.weather.lock().unwrap();
+        let slower = 1000 - drift.min(500);
+        Pace { pace: weather.rng.u64(slower..=1000 + 2 * drift.min(500)), off: weather.rng.i64(-off..=off) }
+    }
+
     fn start_worker(&mut self) {
         let network = self.network();
         let host = network.host;
-        let second = Duration::from_secs(1);
-        let log = Arc::new(FarLog { inner: self.log.clone(), network: network.clone() });
-        let ledger = Arc::new(FarLedger { inner: self.oracle.clone(), network, before: Arc::default() });
+        let way = self.stage.way(network);
         let freezer = SharedFreezer::default();
+        let pace = self.pace();
         let wrap = {
             let freezer = freezer.clone();
             Arc::new(move |inner: BoxFuture<'static, lease::EndedShard>| {
-                let freezable = Freezable { inner, freezer: freezer.clone() };
-                Box::pin(freezable) as BoxFuture<'static, lease::EndedShard>
+                Box::pin(OnHost { inner, freezer: freezer.clone(), pace }) as BoxFuture<'static, lease::EndedShard>
             })
         };
-        let triggers = self.triggers(host);
-        let specs = triggers.clone();
+        let specs = self.triggers(host);
+        let triggers = specs.clone();
         let (reloads, reload) = mpsc::channel(1);
         let token = CancellationToken::new();
         let stop = token.clone();
+        let (floor, ceiling) = self.swarm.poll;
+        let poll = tail::Config { floor: Duration::from_millis(floor), ceiling: Duration::from_millis(ceiling) };
+        let memory = self.swarm.memory;
         let life = async move {
             let mut reload = Some(reload);
             loop {
-                let setup = Setup {
-                    lease: lease::Config { drain_deadline: 20 * second, ..lease::Config::default() },
-                    poll: tail::Config { floor: second / 5, ceiling: 2 * second },
-                    checkpoint_interval: 3 * second,
-                    memory: 1 << 26,
-                    group: name("g"),
-                    ledger: ledger.clone(),
-                    presence: None,
-                    identity: Identity { host: format!("h{host}"), pid: host, version: "sim".into() },
-                    sources: [(name("trips"), Cells::new(log.clone()))].into(),
-                    triggers: triggers.clone(),
-                    retention: None,
-                    wrap: Some(wrap.clone()),
-                };
-                match Worker::new(setup).await {
-                    Ok(worker) => return worker.run(stop, reload.take().expect("once")).await,
-                    Err(_) if stop.is_cancelled() => return,
-                    Err(_) => sleep(second).await,
+                if let Some((log, ledger)) = way.open().await {
+                    let setup = Setup {
+                        lease: lease::Config { drain_deadline: 20 * SECOND, ..lease::Config::default() },
+                        poll: poll.clone(),
+                        checkpoint_interval: 3 * SECOND,
+                        memory,
+                        group: name("g"),
+                        ledger,
+                        presence: None,
+                        identity: Identity { host: format!("h{host}"), pid: host, version: "sim".into() },
+                        sources: [(name("trips"), Cells::new(log))].into(),
+                        triggers: triggers.clone(),
+                        retention: None,
+                        wrap: Some(wrap.clone()),
+                    };
+                    if let Ok(worker) = Worker::new(setup).await {
+                        return worker.run(stop, reload.take().expect("once")).await;
+                    }
                 }
+                if stop.is_cancelled() {
+                    return;
+                }
+                clock::sleep(SECOND).await;
             }
         };
-        let life = Freezable { inner: Box::pin(life), freezer: freezer.clone() };
-        self.weather.lock().unwrap().note(format_args!("host {host} is started"));
+        let life = OnHost { inner: Box::pin(life), freezer: freezer.clone(), pace };
+        self.weather.lock().unwrap().note(format_args!("host {host} is started, {pace:?}"));
         let task = self.tasks.spawn(life);
         self.hosts.push(Host {
             number: host,
@@ -332,221 +230,187 @@ impl World {
             specs,
             reloads,
             frozen_until: None,
+            slow: None,
             leaving: false,
         });
     }
 
-    fn start_writer(&mut self, written: Arc<Mutex<usize>>) {
+    fn start_writer(&mut self) {
         let network = self.network();
-        let cells = Cells::new(Arc::new(FarLog { inner: self.log.clone(), network }));
-        let mut rng = fastrand::Rng::with_seed(self.seed ^ u64::from(self.next_host));
-        let (rows, seconds, n) = (self.swarm.rows, self.swarm.seconds, self.swarm.cells / 2);
-        self.tasks.spawn(async move {
-            let mut left = n;
-            let mut ref_key = u64::from(rng.u32(..)) << 20;
-            while left > 0 {
-                let batch = rng.usize(1..=20.min(left));
-                let pause = seconds * 700 / (n as u64 / 10);
-                sleep(Duration::from_millis(rng.u64(0..pause.max(1) * 2))).await;
-                let new: Vec<NewCell> = (0..batch)
-                    .map(|_| {
-                        ref_key += 1;
-                        let row = rng.usize(..rows);
-                        let kind = if row.is_multiple_of(17) { "poison" } else { "row" };
-                        let column = if rng.u8(..4) == 0 { "NOTE" } else { "BASE" };
-                        let key = CellKey { row_key: format!("{kind}-{row}").into(), column: column.into(), ref_key };
-                        NewCell { key, body: format!("{{\"n\":{ref_key}}}").into(), origin: None }
-                    })
-                    .collect();
-                // Until acknowledged, as a careful writer does; repeats are recognised.
-                let mut open = new;
-                while !open.is_empty() {
-                    let answers = cells.put(open.clone()).await;
-                    let before = open.len();
-                    open = open
-                        .into_iter()
-                        .zip(answers)
-                        .filter(|(_, answer)| answer.is_err())
-                        .map(|(cell, _)| cell)
-                        .collect();
-                    *written.lock().unwrap() += before - open.len();
-                }
-                left -= batch;
-            }
-        });
+        let mut rng = fastrand::Rng::with_seed(self.seed ^ u64::from(network.host));
+        let way = self.stage.way(network);
+        let writer = Writer {
+            oracle: self.oracle.clone(),
+            rows: self.swarm.rows,
+            next_ref: u64::from(rng.u32(..)) << 20,
+            earlier: Vec::new(),
+            rng,
+        };
+        let (seconds, n, written) = (self.swarm.seconds, self.swarm.cells / 2, self.written.clone());
+        self.tasks.spawn(writer.run(way, seconds, n, written));
+    }
+
+    fn chance(&self, chance: f64) -> bool {
+        chance > 0.0 && self.weather.lock().unwrap().rng.f64() < chance
+    }
+
+    fn draw(&self, from: u64, to: u64) -> u64 {
+        self.weather.lock().unwrap().rng.u64(from..to)
+    }
+
+    /// Some host, if there is any.
+    fn some_host(&self) -> Option<usize> {
+        let n = self.hosts.len();
+        (n > 0).then(|| self.weather.lock().unwrap().rng.usize(..n))
+    }
+
+    fn count(&self, what: &'static str, host: Option<usize>) {
+        let mut weather = self.weather.lock().unwrap();
+        weather.count(what);
+        let host = host.map(|place| self.hosts[place].number);
+        weather.note(format_args!("{what} {host:?}"));
     }
 
     /// What chance does in one second.
     fn disturb(&mut self) {
         let now = Instant::now();
+        self.hosts.retain(|host| !host.task.is_finished());
         for host in &mut self.hosts {
-            if host.frozen_until.is_some_and(|until| until <= now) {
-                host.frozen_until = None;
-                thaw(&host.freezer);
+            if let Some((freezer, goes)) = host.tick(now) {
+                thaw(&freezer);
+                self.tasks.spawn(async move {
+                    sleep(Duration::from_millis(goes)).await;
+                    freeze(&freezer);
+                    sleep(Duration::from_millis(999 - goes)).await;
+                    thaw(&freezer);
+                });
             }
         }
-        self.hosts.retain(|host| !host.task.is_finished());
-        let swarm = self.swarm.clone();
-        let draw = |chance: f64| self.weather.lock().unwrap().rng.f64() < chance;
-        let (kill, freeze, stop, outage) = (draw(swarm.kill), draw(swarm.freeze), draw(swarm.stop), draw(swarm.outage));
-        let pick = |n: usize| self.weather.lock().unwrap().rng.usize(..n);
-        let count = |what: &'static str| {
-            let mut weather = self.weather.lock().unwrap();
-            *weather.counts.entry(what).or_default() += 1;
-            weather.note(format_args!("{what}"));
-        };
-        if kill && !self.hosts.is_empty() {
-            count("kill");
-            let host = self.hosts.remove(pick(self.hosts.len()));
+        let chaos = self.swarm.chaos;
+        if self.chance(chaos.kill)
+            && let Some(place) = self.some_host()
+        {
+            self.count("kill", Some(place));
+            let host = self.hosts.remove(place);
             host.task.abort();
             thaw(&host.freezer);
         }
-        if freeze && !self.hosts.is_empty() {
-            count("freeze");
-            let place = pick(self.hosts.len());
-            let millis = self.weather.lock().unwrap().rng.u64(500..25_000);
-            let host = &mut self.hosts[place];
-            host.freezer.lock().unwrap().frozen = true;
-            host.frozen_until = Some(now + Duration::from_millis(millis));
+        if self.chance(chaos.freeze)
+            && let Some(place) = self.some_host()
+        {
+            self.count("freeze", Some(place));
+            let until = now + Duration::from_millis(self.draw(500, 25_000));
+            freeze(&self.hosts[place].freezer);
+            self.hosts[place].frozen_until = Some(until);
         }
-        if stop && !self.hosts.is_empty() {
-            count("graceful stop");
-            let place = pick(self.hosts.len());
-            let host = &mut self.hosts[place];
-            host.token.cancel();
-            host.leaving = true;
+        if self.chance(chaos.slow)
+            && let Some(place) = self.some_host()
+        {
+            self.count("slow host", Some(place));
+            self.hosts[place].slow = Some((self.draw(1, 500), now + Duration::from_secs(self.draw(2, 40))));
         }
-        if draw(swarm.reload) && !self.hosts.is_empty() {
-            count("reload");
-            let (place, kept) = (pick(self.hosts.len()), pick(4));
-            let fresh = self.triggers(self.hosts[place].number);
-            let host = &mut self.hosts[place];
-            for (i, (spec, fresh)) in host.specs.iter_mut().zip(fresh).enumerate() {
-                if i != kept {
-                    *spec = fresh;
-                }
-            }
-            // One that is not taken yet is as good as none.
-            let reload = Reload { triggers: host.specs.clone(), answer: oneshot::channel().0 };
-            let _ = host.reloads.try_send(reload);
+        if self.chance(chaos.stop)
+            && let Some(place) = self.some_host()
+        {
+            self.count("graceful stop", Some(place));
+            self.hosts[place].token.cancel();
+            self.hosts[place].leaving = true;
         }
-        if outage {
-            count("outages");
-            let mut weather = self.weather.lock().unwrap();
-            let millis = weather.rng.u64(1000..40_000);
-            weather.outage_until = now + Duration::from_millis(millis);
+        if self.chance(chaos.join) && self.hosts.len() < self.swarm.workers + 2 {
+            self.count("join", None);
+            self.start_worker();
         }
-        while self.hosts.iter().filter(|host| !host.leaving).count() < swarm.workers {
+        if self.chance(chaos.reload)
+            && let Some(place) = self.some_host()
+        {
+            self.reload(place);
+        }
+        self.disturb_store(now);
+        while self.hosts.iter().filter(|host| !host.leaving).count() < self.swarm.workers {
             self.start_worker();
         }
     }
 
-    /// An operator's trim of one shard, up to the lowest checkpoint.
-    async fn trim(&mut self) {
-        let shard = ShardId(self.weather.lock().unwrap().rng.u32(..self.swarm.shards));
-        if self.oracle.triggers().await.unwrap().len() < self.names.len() {
-            // One that is registered later begins with the oldest cell.
-            return;
+    /// What chance does to the way to the store.
+    fn disturb_store(&mut self, now: Instant) {
+        let chaos = self.swarm.chaos;
+        if self.chance(chaos.outage) {
+            self.count("outages", None);
+            let until = now + Duration::from_millis(self.draw(1000, 40_000));
+            self.weather.lock().unwrap().outage_until = until;
         }
-        let keeper = tail::keeper(&*self.oracle, &name("g"), &name("trips"), shard).await.unwrap();
-        let groups: [(Name, Arc<dyn Ledger>); 1] = [(name("g"), self.oracle.clone())];
-        tail::trim(&*self.log, &groups, shard, keeper.map_or(AddedId(0), |keeper| keeper.low), u64::MAX).await.unwrap();
+        if self.chance(chaos.expired)
+            && let Some(place) = self.some_host()
+        {
+            self.count("expired credentials", Some(place));
+            let until = now + Duration::from_millis(self.draw(1000, 60_000));
+            self.weather.lock().unwrap().expired_until.insert(self.hosts[place].number, until);
+        }
+        if self.chance(chaos.missing) {
+            self.count("missing tables", None);
+            let until = now + Duration::from_millis(self.draw(1000, 30_000));
+            let part = if self.draw(0, 2) == 0 { Part::Datastore } else { Part::Group };
+            self.weather.lock().unwrap().missing_until.insert(part, until);
+        }
     }
 
-    /// An operator at the parked cells of one trigger and shard, or at its checkpoint.
-    async fn operate(&mut self) {
-        let mut rng = fastrand::Rng::with_seed(self.weather.lock().unwrap().rng.u64(..));
-        let shard = ShardRef { source: name("trips"), shard: ShardId(rng.u32(..self.swarm.shards)) };
-        let triggers = self.oracle.triggers().await.unwrap();
-        let Some(trigger) = rng.choice(triggers.iter()) else { return };
-        let Ok(Some(lease)) = self.oracle.lease(&shard).await else { return };
-        let lane = |kind| Lane { trigger: trigger.id.clone(), shard: shard.clone(), kind };
-        let name_then = self.oracle.registered_as(&trigger.id);
-        let what = match rng.u8(..5) {
-            0 => {
-                let dead = self.oracle.parked(&lane(LaneKind::Dead), AddedId(0), 50).await.unwrap();
-                let Some(parked) = rng.choice(dead) else { return };
-                self.oracle.revived(&name_then, shard.shard, parked.added_id);
-                let revision = Parked::fresh_revision();
-                let again = Parked {
-                    revision,
-                    state: ParkedState::Retrying,
-                    attempts: 0,
-                    next_attempt_at: clock::wall(),
-                    ..parked.clone()
-                };
-                self.oracle.operate_parked(&[LaneChange::Delete(parked), LaneChange::Put(again)]).await.unwrap();
-                "an operator retries a dead cell"
-            }
-            1 => {
-                let active = self.oracle.parked(&lane(LaneKind::Active), AddedId(0), 50).await.unwrap();
-                let Some(parked) = rng.choice(active) else { return };
-                self.oracle.operate_parked(&[LaneChange::Delete(parked)]).await.unwrap();
-                "an operator drops an active cell"
-            }
-            2 => {
-                let active = self.oracle.parked(&lane(LaneKind::Active), AddedId(0), 50).await.unwrap();
-                let retrying = active.into_iter().filter(|parked| parked.state == ParkedState::Retrying);
-                let Some(parked) = rng.choice(retrying.collect::<Vec<_>>()) else { return };
-                let now = Parked { next_attempt_at: clock::wall(), ..parked };
-                self.oracle.operate_parked(&[LaneChange::Update(now)]).await.unwrap();
-                "an operator retries a cell now"
-            }
-            3 => {
-                // To and fro: the config says the first of them all the time.
-                let names = ["", "_anew", "_again"].map(|end| Name::new(&format!("{name_then}{end}")).unwrap());
-                let others: Vec<&Name> = names.iter().filter(|name| **name != trigger.name).collect();
-                let answer = self.oracle.rename_trigger(trigger, rng.choice(others).unwrap()).await.unwrap();
-                assert!(matches!(answer, Answer::Accepted(_)), "nobody else has these names: {answer:?}");
-                "an operator renames"
-            }
-            _ => {
-                let Some(checkpoint) = lease.checkpoints.get(&trigger.id) else { return };
-                let tip = self.log.tip(shard.shard).await.unwrap();
-                let trimmed = tip.map_or(AddedId(0), |tip| tip.trimmed_to);
-                let low = AddedId(checkpoint.low.0.saturating_sub(rng.u64(1..10)).max(trimmed.0));
-                let back = Checkpoint {
-                    low,
-                    generation: checkpoint.generation,
-                    dead: checkpoint.dead,
-                    ..Checkpoint::default()
-                };
-                self.oracle.rewound(&name_then, shard.shard);
-                self.oracle.operate(&lease, &trigger.id, &back).await.unwrap();
-                "an operator rewinds"
-            }
-        };
-        if let Some(owner) = lease.owner {
-            for about in [Nudge::Leases, Nudge::Parked] {
-                self.oracle.nudge(&owner, about).await.unwrap();
+    fn reload(&mut self, place: usize) {
+        self.count("reload", Some(place));
+        let kept = self.draw(0, 4);
+        let fresh = self.triggers(self.hosts[place].number);
+        let host = &mut self.hosts[place];
+        for (i, (spec, fresh)) in (0..).zip(host.specs.iter_mut().zip(fresh)) {
+            if i != kept {
+                *spec = fresh;
             }
         }
-        let mut weather = self.weather.lock().unwrap();
-        *weather.counts.entry(what).or_default() += 1;
-        weather.note(format_args!("{what} on {shard} of {}", trigger.name));
+        // One that is not taken yet is as good as none.
+        let reload = Reload { triggers: host.specs.clone(), answer: oneshot::channel().0 };
+        let _ = host.reloads.try_send(reload);
     }
 
-    /// Whether everything is handled and owned.
-    async fn is_done(&self) -> bool {
-        self.left().await.is_none()
+    /// One second with everything in it.
+    async fn second(&mut self) {
+        self.disturb();
+        let chaos = self.swarm.chaos;
+        if self.chance(chaos.trim) {
+            self.operator.trim().await;
+        }
+        if self.chance(chaos.erase) {
+            self.operator.erase(self.swarm.rows).await;
+        }
+        if self.chance(chaos.damage) {
+            self.operator.damage().await;
+        }
+        if self.chance(chaos.operate) {
+            self.operator.operate().await;
+        }
+        sleep(SECOND).await;
+    }
+
+    /// From now on nothing goes wrong.
+    fn heal(&mut self) {
+        self.weather.lock().unwrap().heal();
+        self.swarm.chaos = super::swarm::Chaos::default();
+        self.hosts.iter_mut().for_each(Host::heal);
+        self.oracle.healed();
     }
 
     /// Something that is still to be done.
     async fn left(&self) -> Option<String> {
-        for shard in self.log.datastore().all_shards() {
-            let tip = self.log.tip(shard).await.unwrap().map_or(AddedId(0), |tip| tip.tip);
+        let Truth { log, ledger } = &self.operator.truth;
+        for shard in log.datastore().all_shards() {
+            let tip = log.tip(shard).await.unwrap().map_or(AddedId(0), |tip| tip.tip);
             let of = ShardRef { source: name("trips"), shard };
-            let Some(lease) = self.oracle.lease(&of).await.unwrap() else { return Some(format!("{of} has no lease")) };
-            let lows = lease.checkpoints.values().map(|checkpoint| checkpoint.low);
-            let done = lease.owner.is_some()
-                && lease.checkpoints.len() == self.names.len()
-                && lows.clone().all(|low| low == tip);
-            if !done {
+            let Some(lease) = ledger.lease(&of).await.unwrap() else { return Some(format!("{of} has no lease")) };
+            let mut lows = lease.checkpoints.values().map(|checkpoint| checkpoint.low);
+            let all = lease.owner.is_some() && lease.checkpoints.len() == self.names.len();
+            if !all || !lows.all(|low| low == tip) {
                 return Some(format!("the tip is {tip}, {lease:?}"));
             }
             for trigger in lease.checkpoints.keys() {
                 let lane = Lane { trigger: trigger.clone(), shard: of.clone(), kind: LaneKind::Active };
-                if let Some(parked) = self.oracle.parked(&lane, AddedId(0), 1).await.unwrap().first() {
+                if let Some(parked) = ledger.parked(&lane, AddedId(0), 1).await.unwrap().first() {
                     return Some(format!("{parked:?}"));
                 }
             }
@@ -554,35 +418,147 @@ impl World {
         None
     }
 
-    /// I2: what lies in the log is dense, and each address once; the oracle learns which cells nobody is called for.
-    async fn read_log(&self) -> u64 {
-        let mut all = 0;
-        let mut addresses = std::collections::BTreeSet::new();
-        for shard in self.log.datastore().all_shards() {
-            let tip = self.log.tip(shard).await.unwrap();
-            let Some(tip) = tip else { continue };
+    /// Once the world is healed everything has to come to an end, and to rest.
+    async fn come_to_rest(&mut self) {
+        let healed = Instant::now();
+        let all = self.swarm.cells / 2 * 2;
+        loop {
+            self.second().await;
+            let whole = *self.written.lock().unwrap() == all;
+            if self.oracle.is_violated() || whole && self.left().await.is_none() {
+                break;
+            }
+            if healed.elapsed() > DONE_WITHIN {
+                let left = self.left().await;
+                self.oracle.violated(format!("I7: not done {:?} after the world healed: {left:?}", healed.elapsed()));
+                return;
+            }
+        }
+        self.oracle.check_claims(CLAIMS_MAX);
+        if self.seed.is_multiple_of(4) {
+            let before = self.oracle.claims();
+            for _ in 0..QUIET {
+                self.second().await;
+            }
+            let claims = self.oracle.claims() - before;
+            // A worker that came last may still be given its part, once.
+            if claims > u64::from(self.swarm.shards) {
+                self.oracle.violated(format!("I7: {claims} leases were claimed when all was done"));
+            }
+        }
+    }
+
+    /// I2: what lies in the log is what was appended; a segment that was damaged keeps its place.
+    async fn read_log(&self) {
+        let log = &self.operator.truth.log;
+        let cells = self.oracle.cells();
+        for shard in log.datastore().all_shards() {
+            let Some(tip) = log.tip(shard).await.unwrap() else { continue };
             // The last segment that a trim reached into may have stayed.
             let mut next = tip.trimmed_to.next();
-            for (i, segment) in
-                self.log.page(shard, AddedId(0), u32::MAX, Consistency::Strong).await.unwrap().into_iter().enumerate()
-            {
-                let first = segment.key().first();
-                if first > next || i > 0 && first != next {
-                    self.oracle.violated(format!("I2: shard {shard}: {next} is missing"));
-                }
-                next = segment.last.next();
-                for cell in cellhook::store::segment::unpack(shard, &segment).unwrap() {
-                    if !addresses.insert(cell.key.clone()) {
-                        self.oracle.violated(format!("I2: {:?} is stored twice", cell.key));
+            let mut after = AddedId(0);
+            loop {
+                let page = log.page(shard, after, 1000, Consistency::Strong).await.unwrap();
+                let Some(last) = page.last() else { break };
+                for segment in &page {
+                    let first = segment.key().first();
+                    if first > next || after > tip.trimmed_to && first != next {
+                        self.oracle.violated(format!("I2: shard {shard}: {next} is missing"));
+                    }
+                    next = segment.last.next();
+                    let unpacked = cellhook::store::segment::unpack(shard, segment).unwrap_or_default();
+                    for cell in unpacked {
+                        if cells.get(&(shard, cell.added_id)) != Some(&cell.key) {
+                            self.oracle.violated(format!("I2: {:?} was not appended there", cell.key));
+                        }
                     }
                 }
+                after = last.last;
             }
             if next != tip.tip.next() {
                 self.oracle.violated(format!("I2: shard {shard} ends at {next}, its tip is {}", tip.tip));
             }
-            all += tip.tip.0;
         }
-        all
+    }
+}
+
+/// Who appends: until acknowledged, as a careful writer does, and sometimes what it appended before.
+struct Writer {
+    oracle: Arc<Oracle>,
+    rng: fastrand::Rng,
+    rows: usize,
+    next_ref: u64,
+    earlier: Vec<NewCell>,
+}
+
+impl Writer {
+    fn cell(&mut self) -> NewCell {
+        self.next_ref += 1;
+        let row = self.rng.usize(..self.rows);
+        let kind = if row.is_multiple_of(17) { "poison" } else { "row" };
+        let column = if self.rng.u8(..4) == 0 { "NOTE" } else { "BASE" };
+        let key = CellKey { row_key: format!("{kind}-{row}").into(), column: column.into(), ref_key: self.next_ref };
+        NewCell { key, body: format!("{{\"n\":{}}}", self.next_ref).into(), origin: None }
+    }
+
+    /// Something that lies there already: the same again, or another body.
+    fn again(&mut self) -> Option<NewCell> {
+        if self.rng.u8(..4) > 0 {
+            return None;
+        }
+        let mut cell = self.rng.choice(&self.earlier)?.clone();
+        if self.rng.bool() {
+            cell.body = "{\"other\":1}".into();
+        }
+        Some(cell)
+    }
+
+    async fn run(mut self, way: super::stage::Way, seconds: u64, n: usize, written: Arc<Mutex<usize>>) {
+        let log = loop {
+            match way.open().await {
+                Some((log, _)) => break log,
+                None => sleep(SECOND).await,
+            }
+        };
+        let cells = Cells::new(log);
+        let mut left = n;
+        while left > 0 {
+            let batch = self.rng.usize(1..=20.min(left));
+            let pause = seconds * 700 / (n as u64 / 10);
+            sleep(Duration::from_millis(self.rng.u64(0..pause.max(1) * 2))).await;
+            let mut open: Vec<NewCell> = (0..batch).map(|_| self.cell()).collect();
+            let fresh = open.clone();
+            open.extend(self.again());
+            while !open.is_empty() {
+                let answers = cells.put(open.clone()).await;
+                let answered = open.into_iter().zip(answers);
+                open = answered.filter_map(|(cell, answer)| self.answered(cell, answer)).collect();
+                if !open.is_empty() {
+                    sleep(SECOND).await;
+                }
+            }
+            self.earlier = fresh;
+            *written.lock().unwrap() += batch;
+            left -= batch;
+        }
+    }
+
+    /// The cell again, where it is to be put again.
+    fn answered(&self, cell: NewCell, answer: Result<cellhook::store::Placed, PutError>) -> Option<NewCell> {
+        let other = *cell.body == *"{\"other\":1}";
+        match answer {
+            Ok(placed) if !other => self.oracle.acknowledged(&cell.key, placed.added_id),
+            Ok(placed) => {
+                self.oracle.violated(format!("I2: another body was taken for {:?} at {}", cell.key, placed.added_id));
+            }
+            Err(PutError::Conflict { existing }) if other => {
+                self.oracle.acknowledged(&cell.key, existing.cell.added_id);
+            }
+            Err(PutError::Erased { .. }) => {}
+            Err(PutError::Store(_)) => return Some(cell),
+            Err(error) => self.oracle.violated(format!("I2: {:?} was answered with {error}", cell.key)),
+        }
+        None
     }
 }
 
@@ -592,84 +568,33 @@ pub(super) fn run(seed: u64, swarm: Swarm, bug: &'static str, told: bool) -> Out
     runtime.block_on(async move {
         clock::simulate(Millis(1_900_000_000_000));
         fastrand::seed(seed);
-        planted::plant(bug);
         let start = Instant::now();
-        let weather = Weather {
-            rng: fastrand::Rng::with_seed(seed ^ 0x5eed),
-            faults: swarm.faults,
-            outage_until: start,
-            counts: BTreeMap::new(),
-            requests: 0,
-            trace: 0xcbf2_9ce4_8422_2325,
-            start,
-            told,
-        };
-        let log = Arc::new(MemoryLog::new(&NewDatastore { name: name("trips"), shards: swarm.shards }));
-        let mut world = World {
-            seed,
-            log,
-            oracle: Arc::new(Oracle::new()),
-            weather: Arc::new(Mutex::new(weather)),
-            hosts: Vec::new(),
-            tasks: JoinSet::new(),
-            next_host: 0,
-            names: ["bill", "copy", "strict"].map(name).to_vec(),
-            swarm,
-        };
-        world.oracle.watch(world.log.clone(), columns);
-        let written = Arc::new(Mutex::new(0));
+        let mut world = World::new(seed, swarm, told).await;
+        planted::plant(bug);
         for _ in 0..2 {
-            world.start_writer(written.clone());
+            world.start_writer();
         }
-        for _ in 0..world.swarm.seconds {
-            world.disturb();
-            let trims = { world.weather.lock().unwrap().rng.f64() < world.swarm.trim };
-            if trims {
-                world.trim().await;
+        for second in 0..world.swarm.seconds {
+            if second == world.swarm.faults_for {
+                world.heal();
             }
-            let operates = { world.weather.lock().unwrap().rng.f64() < world.swarm.operate };
-            if operates {
-                world.operate().await;
-            }
-            sleep(Duration::from_secs(1)).await;
-            if !world.oracle.violations().is_empty() {
+            world.second().await;
+            if world.oracle.is_violated() {
                 break;
             }
         }
-        // The world heals: everything must come to an end.
-        {
-            let mut weather = world.weather.lock().unwrap();
-            weather.note(format_args!("the world heals"));
-            weather.faults = Faults::default();
-            weather.outage_until = start;
+        if world.swarm.long_outage {
+            world.count("outages of hours", None);
+            let hours = world.draw(1, 4);
+            world.weather.lock().unwrap().outage_until = Instant::now() + 3600 * SECOND * u32::try_from(hours).unwrap();
+            sleep(3600 * SECOND * u32::try_from(hours).unwrap()).await;
         }
-        world.swarm = Swarm { kill: 0.0, freeze: 0.0, stop: 0.0, outage: 0.0, ..world.swarm };
-        for host in &mut world.hosts {
-            host.frozen_until = None;
-            thaw(&host.freezer);
-        }
-        let healed = Instant::now();
-        let all = world.swarm.cells / 2 * 2;
-        loop {
-            world.disturb();
-            sleep(Duration::from_secs(1)).await;
-            let whole = *written.lock().unwrap() == all;
-            if !world.oracle.violations().is_empty() || whole && world.is_done().await {
-                break;
-            }
-            if healed.elapsed() > Duration::from_secs(900) {
-                let left = world.left().await;
-                world.oracle.violated(format!("I7: not done {:?} after the world healed: {left:?}", healed.elapsed()));
-                break;
-            }
-        }
-        let cells = world.read_log().await;
-        if world.oracle.violations().is_empty() {
+        world.heal();
+        world.come_to_rest().await;
+        world.read_log().await;
+        if !world.oracle.is_violated() {
             world.oracle.check_repeats(u64::from(world.swarm.window));
-            for shard in world.log.datastore().all_shards() {
-                let tip = world.log.tip(shard).await.unwrap().map_or(AddedId(0), |tip| tip.tip);
-                world.oracle.check_all(shard, tip, &world.names);
-            }
+            world.oracle.check_all(&world.names);
         }
         planted::plant("");
         let counts = world.oracle.counts();
@@ -680,7 +605,7 @@ pub(super) fn run(seed: u64, swarm: Swarm, bug: &'static str, told: bool) -> Out
             trace: weather.trace,
             requests: weather.requests,
             virtual_seconds: start.elapsed().as_secs(),
-            cells,
+            cells: counts.cells,
             calls: counts.calls,
             repeats: counts.repeats,
             takeovers: counts.takeovers,

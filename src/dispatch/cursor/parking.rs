@@ -121,8 +121,9 @@ impl Cursor {
         let lock = item.lock.clone();
         let has_room = self.has_room_for(&item);
         let Some(row) = self.rows.get_mut(&lock) else { return };
-        if !has_room {
-            // The lane is full, of whatever rows: it waits in the window.
+        // The lane is full, of whatever rows: it waits in the window. And so does whatever comes after it in its row: a new owner
+        // calls what lies in the lane before it reads what does not.
+        if !has_room || row.queue.back().is_some_and(|last| !last.parked) {
             row.queue.push_back(item);
             return;
         }
