@@ -8,10 +8,13 @@
 //! More seeds: `HOOKTEST_SEEDS=100000 cargo test --release --test it simulation::no_seed -- --nocapture`; one seed with its
 //! trace: `HOOKTEST_SEED=42 cargo test --release --test it simulation::one_seed -- --nocapture`.
 
+mod connector;
+mod eyes;
 mod hosts;
 mod network;
 mod operator;
 mod oracle;
+mod planted;
 mod shrink;
 mod stage;
 mod swarm;
@@ -27,10 +30,10 @@ use world::{Outcome, run};
 
 /// Seeds of a run in CI.
 const DOSE: u64 = 1000;
+/// The same at the level of the SDK.
+const DOSE_SDK: u64 = 50;
 /// Seeds that are run twice in CI.
 const DOSE_TWICE: u64 = 200;
-/// Seeds within which a planted bug has to be found.
-const DOSE_PLANTED: u64 = 200;
 
 fn asked<T: FromStr>(variable: &str) -> Option<T> {
     std::env::var(variable).ok().and_then(|value| value.parse().ok())
@@ -104,13 +107,20 @@ fn no_seed_breaks_an_invariant() {
 }
 
 #[test]
+fn no_seed_of_the_sdk_breaks_an_invariant() {
+    no_seed(Level::Sdk, asked("HOOKTEST_FROM").unwrap_or(0), asked("HOOKTEST_SDK_SEEDS").unwrap_or(DOSE_SDK));
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace() {
-    let twice = |seed| {
-        let trace = || run(seed, Swarm::draw(Level::Port, seed), "", false).trace;
-        (trace(), trace())
-    };
-    for (seed, (one, other)) in run_seeds(0, DOSE_TWICE, twice, |_| false) {
-        assert_eq!(one, other, "seed {seed}");
+    for (level, seeds) in [(Level::Port, DOSE_TWICE), (Level::Sdk, DOSE_TWICE / 20)] {
+        let twice = |seed| {
+            let trace = || run(seed, Swarm::draw(level, seed), "", false).trace;
+            (trace(), trace())
+        };
+        for (seed, (one, other)) in run_seeds(0, seeds, twice, |_| false) {
+            assert_eq!(one, other, "{level:?}: seed {seed}");
+        }
     }
 }
 
@@ -128,29 +138,4 @@ fn one_seed() {
     let outcome = run(seed, swarm, "", true);
     println!("{outcome:#?}");
     assert!(!outcome.is_bad());
-}
-
-/// The oracle sees a bug that is there, by the invariant that the bug breaks.
-fn is_caught(planted: &'static str, invariant: &str) {
-    let one = |seed| run(seed, Swarm::draw(Level::Port, seed), planted, false);
-    let outcomes = run_seeds(0, DOSE_PLANTED, one, Outcome::is_bad);
-    let caught = outcomes.iter().find(|(_, outcome)| outcome.is_bad());
-    let Some((seed, outcome)) = caught else { panic!("{planted:?} was not caught in {DOSE_PLANTED} seeds") };
-    println!("{planted:?}: seed {seed}, {}", outcome.violations[0]);
-    assert_eq!(outcome.broke(), Some(invariant), "{planted:?} is caught by {}", outcome.violations[0]);
-}
-
-#[test]
-fn a_checkpoint_that_passes_an_unfinished_cell_is_caught() {
-    is_caught("checkpoint passes an unfinished cell", "I1");
-}
-
-#[test]
-fn a_claim_without_the_epoch_condition_is_caught() {
-    is_caught("claim without the epoch condition", "I3");
-}
-
-#[test]
-fn a_hole_that_is_taken_for_a_trim_is_caught() {
-    is_caught("hole taken for a trim", "I1");
 }

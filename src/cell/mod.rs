@@ -12,7 +12,6 @@ mod id;
 pub mod leb128;
 mod ledger;
 mod log;
-#[cfg(feature = "planted")]
 pub mod planted;
 pub mod setting;
 mod value;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cell::{
         Answer, Datastore, Epoch, Lease, Ledger, Name, Role, Session, SessionId, SessionState, ShardRef, StoreError,
-        TriggerId, TriggerRecord, chain, clock,
+        TriggerId, TriggerRecord, chain, clock, planted,
     },
     metrics,
     store::Presence,
@@ -697,6 +697,7 @@ impl<'a> Tenure<'a> {
                 Some(owner) => match self.sessions.get(owner) {
                     Some(SessionState::Dead) => free.push((shard.clone(), seen.cloned())),
                     Some(_) => waiting = true,
+                    None if planted::is("absence is death") => free.push((shard.clone(), seen.cloned())),
                     None => {
                         absent.insert(owner.clone());
                         waiting = true;

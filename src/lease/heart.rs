@@ -4,7 +4,7 @@
 //! it cannot outlive the work that it vouches for.
 
 use super::{Config, Fence};
-use crate::cell::{Answer, Ledger, Session, SessionId, chain, clock};
+use crate::cell::{Answer, Ledger, Session, SessionId, chain, clock, planted};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -42,6 +42,7 @@ pub(super) async fn beat(
         let answer = clock::timeout(config.heartbeat, ledger.beat(&id, clock::wall())).await;
         next = match answer {
             Ok(Ok(Answer::Accepted(session))) => {
+                let sent = if planted::is("safe time counts from the answer") { clock::boot() } else { sent };
                 fence.extend(sent + safe);
                 lapsed = false;
                 pulse.send_if_modified(|pulse| {

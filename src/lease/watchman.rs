@@ -4,7 +4,7 @@
 //! from after the reading that first saw the beat. When the observer's own readings failed or came late, it cannot tell
 //! whose fault the silence was, and starts all its timers again: an outage must not end in mass death.
 
-use crate::cell::{Role, Session, SessionId, SessionState};
+use crate::cell::{Role, Session, SessionId, SessionState, planted};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -86,7 +86,8 @@ impl Watchman {
                 *seen = Seen { beat: session.beat, since: now };
             }
             let silent = now.saturating_sub(seen.since);
-            if gone(&session.id) || silent >= session.length + self.delay(&session.id, sessions) {
+            let hasty = planted::is("death at the first sight") && silent > Duration::ZERO;
+            if hasty || gone(&session.id) || silent >= session.length + self.delay(&session.id, sessions) {
                 dead.push((session.id.clone(), session.beat));
             }
         }

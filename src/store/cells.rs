@@ -12,7 +12,7 @@
 use super::segment;
 use crate::cell::{
     AddedId, Cell, Commit, Committed, Datastore, ErrorKind, Log, Millis, NewCell, Refusal, Refused, ShardId,
-    StoreError, StoredCell, Tip, chain, clock, same_json,
+    StoreError, StoredCell, Tip, chain, clock, planted, same_json,
 };
 use futures_util::future::join_all;
 use std::{
@@ -243,6 +243,7 @@ impl Cells {
         let commit = Commit { shard: id, tip, cells, packed, created_at };
         let after = commit.tip_after();
         let first = AddedId(after.tip.0 + 1 - batch.cells.len() as u64);
+        let first = if planted::is("places are counted from the tip") { AddedId(first.0 - 1) } else { first };
         let start = clock::now();
         batch.sent = Some(first);
         let committed = self.log.commit(commit).await;
@@ -252,6 +253,10 @@ impl Cells {
             batch.unsettled = true;
         }
         batch.sent = None;
+        let committed = match committed {
+            Err(error) if !error.kind.not_applied() && planted::is("no answer is a yes") => Ok(Committed::Accepted),
+            other => other,
+        };
         match committed {
             Ok(Committed::Accepted) => {
                 writer.tip = Some(Some(after));
@@ -269,7 +274,7 @@ impl Cells {
                     operation: "TransactWriteItems",
                     source: Some(why.into()),
                 };
-                if let Some(real) = refused.tip {
+                if let Some(real) = refused.tip.filter(|_| !planted::is("a lost race is never learnt")) {
                     writer.tip = Some(real);
                     self.heard(id, real.map_or(AddedId(0), |tip| tip.tip));
                 }
@@ -399,7 +404,9 @@ impl<'a> Batch<'a> {
             let put = match stored {
                 Err(why) => Err(PutError::Store(Arc::new(damaged(why)))),
                 Ok(stored) if stored.cell.is_erased() => Err(PutError::Erased { existing: Box::new(stored.clone()) }),
-                Ok(stored) if same_json(&stored.cell.body, &waiting.cell.body) => {
+                Ok(stored)
+                    if same_json(&stored.cell.body, &waiting.cell.body) || planted::is("another body is taken") =>
+                {
                     let Cell { shard, added_id, .. } = stored.cell;
                     // At a place that an unanswered request of ours asked for: that request was applied.
                     Ok(Placed { shard, added_id, new: waiting.asked.contains(&added_id) })

@@ -1,7 +1,7 @@
 //! One dense run.
 
 use crate::{
-    cell::{AddedId, Cell, Consistency, ErrorKind, Log, Segment, SegmentKey, ShardId, StoreError},
+    cell::{AddedId, Cell, Consistency, ErrorKind, Log, Segment, SegmentKey, ShardId, StoreError, planted},
     store::segment::{SegmentError, unpack},
 };
 
@@ -153,6 +153,9 @@ pub async fn run(log: &dyn Log, shard: ShardId, after: AddedId, limit: u32, tip:
         let found: Vec<Found> = match log.page(shard, after, limit, consistency).await {
             Ok(segments) => segments.into_iter().map(Found::Whole).collect(),
             // Something in it does not decode: by their keys, one at a time. Such reads are strong.
+            Err(error) if error.kind == ErrorKind::Undecodable && planted::is("what cannot be decoded is passed") => {
+                return Ok(Run { entries: vec![Entry::Trimmed { first: after.next(), last: tip.max(after.next()) }] });
+            }
             Err(error) if error.kind == ErrorKind::Undecodable => {
                 consistency = Consistency::Strong;
                 log.keys(shard, after, limit).await?.into_iter().map(Found::Key).collect()
@@ -257,8 +260,7 @@ async fn settle(log: &dyn Log, shard: ShardId, after: AddedId, last: AddedId) ->
     if tip < after {
         return Err(TailError::AboveTip { shard, after, tip });
     }
-    #[cfg(feature = "planted")]
-    if crate::cell::planted::is("hole taken for a trim") {
+    if planted::is("hole taken for a trim") {
         return Ok(Some(Entry::Trimmed { first, last }));
     }
     if settled.segment.is_some() || last < first {
@@ -273,11 +275,17 @@ async fn settle(log: &dyn Log, shard: ShardId, after: AddedId, last: AddedId) ->
 /// Unpacks a segment and leaves out what lies at or before `after`.
 async fn open(log: &dyn Log, shard: ShardId, segment: Segment, after: AddedId) -> Result<Entry, TailError> {
     let first = segment.key().first().max(after.next());
+    if first > segment.key().first() && planted::is("the segment that holds the checkpoint is passed") {
+        return Ok(Entry::Trimmed { first, last: segment.last });
+    }
     let reason = match unpack(shard, &segment) {
         Ok(cells) => return Ok(Entry::Cells(since(cells, first))),
         Err(error @ SegmentError::UnknownFormat(_)) => return Err(TailError::Newer { shard, error }),
         Err(error) => error.to_string(),
     };
+    if planted::is("damage is believed at the first read") {
+        return Ok(Entry::Damaged { first, last: segment.last, reason });
+    }
     again(log, shard, segment.key(), after, reason).await
 }
 

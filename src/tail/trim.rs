@@ -5,7 +5,7 @@
 
 use super::{TailError, at_time};
 use crate::{
-    cell::{AddedId, Consistency, Ledger, Log, Millis, Name, SegmentKey, ShardId, ShardRef, StoreError},
+    cell::{AddedId, Consistency, Ledger, Log, Millis, Name, SegmentKey, ShardId, ShardRef, StoreError, planted},
     store::patiently,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -149,10 +149,12 @@ pub async fn trim(
     if to == AddedId(0) {
         return Ok(deleted);
     }
+    let to = if planted::is("a trim passes the checkpoints") { AddedId(to.0 + 5) } else { to };
     // Refused: it is as high already, or higher.
     patiently(|| log.raise_trim(shard, to)).await?;
     // A trigger may have been registered, or rewound, since the place was chosen: from now on none begins below it.
-    let to = first_keeper(log, groups, shard).await?.map_or(to, |keeper| to.min(keeper.low));
+    let keeper = first_keeper(log, groups, shard).await?.filter(|_| !planted::is("a trim passes the checkpoints"));
+    let to = keeper.map_or(to, |keeper| to.min(keeper.low));
     let (mut after, mut page) = (AddedId(0), PAGES.0);
     loop {
         let keys = patiently(|| log.keys(shard, after, page)).await?;

@@ -8,7 +8,7 @@
 //! suspended, every loop is late and none is stuck.
 
 use crate::{
-    cell::{Epoch, ShardRef},
+    cell::{Epoch, ShardRef, planted},
     lease::Turns,
     metrics,
     shard::{Follower, News},
@@ -206,8 +206,7 @@ impl Drop for Minder {
 
 /// How long a round is here.
 fn round() -> Duration {
-    #[cfg(feature = "planted")]
-    if crate::cell::planted::is("rounds of a second") {
+    if planted::is("rounds of a second") {
         return Duration::from_secs(1);
     }
     ROUND

@@ -79,6 +79,7 @@ impl Operator {
         let mut packed = old.packed.to_vec();
         let end = packed.len();
         packed.truncate(1 + rng.usize(..end / 2));
+        self.oracle.damages(shard.shard, old.key().first(), old.last);
         if self.truth.log.replace_segment(shard.shard, old, Bytes::from(packed)).await.unwrap() {
             self.told("a segment is damaged", &shard, &old.last.to_string());
         }

@@ -45,6 +45,8 @@ pub(super) struct LaneMove {
     pub(super) first: AddedId,
     /// Last place of the range that was put; none when it was taken out.
     pub(super) put: Option<AddedId>,
+    /// It is parked unread, since its segment cannot be decoded.
+    pub(super) unread: bool,
 }
 
 /// What lies in a trigger's lanes of a shard, by the first place: up to where, and in which lanes.
@@ -69,6 +71,8 @@ struct Facts {
     /// Cells that an operator skipped or dropped; those that were erased, for all triggers.
     skipped: BTreeSet<Place>,
     erased: BTreeSet<(ShardId, AddedId)>,
+    /// Cells whose segment was damaged for good.
+    damaged: BTreeSet<(ShardId, AddedId)>,
     /// Calls under way and the last one started.
     lines: BTreeMap<Line, (u32, AddedId)>,
     /// Epochs in which a trigger's shard was called.
@@ -330,6 +334,11 @@ impl Oracle {
         facts.erased.extend(facts.cells.iter().filter(|(_, key)| *key.row_key == *row).map(|(place, _)| *place));
     }
 
+    /// A segment is about to be damaged for good.
+    pub(super) fn damages(&self, shard: ShardId, first: AddedId, last: AddedId) {
+        self.facts().damaged.extend((first.0..=last.0).map(|id| (shard, AddedId(id))));
+    }
+
     // ---- calls ----
 
     /// A handler was called by a host, whose clock shows that: I4, I8, and the account of repeats.
@@ -418,7 +427,12 @@ impl Facts {
     /// Books changes of lanes, and gives the places that lie in none any more.
     fn moved(&mut self, shard: ShardId, changes: &[LaneMove]) -> Vec<(TriggerId, AddedId)> {
         let mut out = Vec::new();
-        for LaneMove { trigger, kind, first, put } in changes {
+        for LaneMove { trigger, kind, first, put, unread } in changes {
+            let until = put.filter(|_| *unread).map_or(0, |last| last.0);
+            for place in (first.0..=until).map(|id| (shard, AddedId(id))).filter(|place| !self.damaged.contains(place))
+            {
+                self.violations.push(format!("I1: {place:?} is parked unread, and could be read"));
+            }
             let lanes = self.lanes.entry((self.names[trigger].clone(), shard)).or_default();
             match put {
                 Some(last) => {

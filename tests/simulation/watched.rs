@@ -20,7 +20,7 @@ fn moves(changes: &[LaneChange]) -> Vec<LaneMove> {
     moves
         .map(|(parked, put)| {
             let Lane { trigger, kind, .. } = parked.lane();
-            LaneMove { trigger, kind, first: parked.added_id, put }
+            LaneMove { trigger, kind, first: parked.added_id, put, unread: parked.row_key.is_empty() }
         })
         .collect()
 }

@@ -371,6 +371,9 @@ impl World {
 
     /// One second with everything in it.
     async fn second(&mut self) {
+        if let Some(panic) = PANICKED.take() {
+            self.oracle.violated(format!("I9: {panic}"));
+        }
         self.disturb();
         let chaos = self.swarm.chaos;
         if self.chance(chaos.trim) {
@@ -562,10 +565,29 @@ impl Writer {
     }
 }
 
+thread_local! {
+    /// What panicked on this thread since it was last asked: tasks swallow their panics.
+    static PANICKED: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
+}
+
+/// From now on panics of threads that simulate are noted.
+fn watch_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICKED.with_borrow_mut(|panicked| *panicked = Some(panic.to_string()));
+            before(panic);
+        }));
+    });
+}
+
 /// Runs one seed to its end.
 pub(super) fn run(seed: u64, swarm: Swarm, bug: &'static str, told: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async move {
+        watch_panics();
+        PANICKED.take();
         clock::simulate(Millis(1_900_000_000_000));
         fastrand::seed(seed);
         let start = Instant::now();

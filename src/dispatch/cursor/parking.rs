@@ -2,7 +2,7 @@
 
 use super::{Cursor, Item, Now, Row, note};
 use crate::{
-    cell::{AddedId, CellKey, Millis, Parked, ParkedState, ShardPause},
+    cell::{AddedId, CellKey, Millis, Parked, ParkedState, ShardPause, planted},
     dispatch::{
         config::{Exhausted, Order},
         lane,
@@ -26,7 +26,9 @@ impl Cursor {
         let due = now.instant + wait;
         let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
         let next_attempt_at = Millis(now.wall.0.saturating_add(millis));
-        if item.parked {
+        if item.parked && planted::is("a parked cell is deleted before it is tried again") {
+            self.book.remove(item.added_id);
+        } else if item.parked {
             self.book.update(item.added_id, |parked| {
                 parked.state = ParkedState::Retrying;
                 parked.attempts = item.attempts;
@@ -43,6 +45,9 @@ impl Cursor {
         let (head, parked) = (item.added_id, item.parked);
         let lock = item.lock.clone();
         self.retries.insert(due, item);
+        if planted::is("a row goes on while its cell waits to be tried again") {
+            return self.leave_row(&lock, now);
+        }
         if parked && wait > IN_MEMORY {
             let Some(row) = self.rows.get_mut(&lock) else { return };
             // What waits in memory behind it leaves the window too.
@@ -196,6 +201,10 @@ impl Cursor {
             if filtered { Some("the filter fails on it") } else { parked.errors.last().map(|error| cut(error)) };
         tracing::warn!(trigger = %self.trigger.name, shard = %self.shard, added_id = %item.added_id,
             row, column, ref_key, attempts, error, "parked as dead");
+        if planted::is("a dead cell is not written") {
+            self.window.finish(item.added_id);
+            return self.leave_row(&item.lock, now);
+        }
         self.book.bury(parked, from_window);
         self.count_dead(now);
         self.leave_row(&item.lock, now);
@@ -223,6 +232,9 @@ impl Cursor {
     /// before it again, after a rewind or because the finished ranges did not fit: the log brings it in its order, and its
     /// lane item goes.
     pub fn resume_lane(&mut self, stored: Vec<Parked>, now: Now) {
+        if planted::is("a new owner does not load the lane") {
+            return;
+        }
         let (kept, void): (Vec<Parked>, Vec<Parked>) =
             stored.into_iter().partition(|parked| self.window.is_done(parked.added_id));
         self.reconcile(kept, now);
@@ -289,6 +301,7 @@ impl Cursor {
             return;
         }
         match self.rows.get_mut(&item.lock) {
+            Some(_) if planted::is("a waiting cell does not wait") => self.retries.insert(due, item),
             Some(row) => {
                 let place = row.queue.partition_point(|other| other.added_id < item.added_id);
                 row.queue.insert(place, item);

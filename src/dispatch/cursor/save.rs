@@ -2,7 +2,7 @@
 
 use super::{Cursor, GRAVES_MAX, Now};
 use crate::{
-    cell::{Checkpoint, LaneChange},
+    cell::{Checkpoint, LaneChange, planted},
     checkpoint::{Window, encode_attempts},
 };
 use std::time::Duration;
@@ -39,6 +39,7 @@ impl Cursor {
         while self.times.get(1).is_some_and(|(first, _)| *first <= next) {
             self.times.pop_front();
         }
+        let changes = if planted::is("a cell is passed before it is parked") { Vec::new() } else { changes };
         self.leaving = leaving;
         self.unsaved_sent = self.unsaved;
         self.sent_since = self.unstored_since();
@@ -53,12 +54,12 @@ impl Cursor {
     }
 
     fn checkpoint_of(&self, window: &Window) -> Checkpoint {
-        #[cfg(feature = "planted")]
-        if crate::cell::planted::is("checkpoint passes an unfinished cell") {
+        if planted::is("checkpoint passes an unfinished cell") {
             return Checkpoint { low: self.at, generation: self.generation, ..Checkpoint::default() };
         }
+        let low = if planted::is("low-water is the highest finished cell") { window.end() } else { window.low() };
         Checkpoint {
-            low: window.low(),
+            low,
             done: window.encode().0,
             attempts: encode_attempts(window.low(), self.attempts.iter().map(|(id, n)| (*id, *n))),
             paused: self.paused.clone(),

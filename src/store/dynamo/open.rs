@@ -204,14 +204,15 @@ impl Store {
         }
     }
 
-    /// Over a way to the engine with faults in it.
-    #[cfg(test)]
-    pub(super) fn over(faults: super::faulty::Faults) -> Self {
+    /// Over a server that the caller stands for, with this program's clients before it: for tests of bad answers.
+    #[cfg(any(test, feature = "planted"))]
+    #[must_use]
+    pub fn over(server: impl HttpClient + Clone + 'static) -> Self {
         Self {
-            control: inside(faults.clone(), CONTROL_TIMEOUT),
-            data: inside(faults, DATA_TIMEOUT),
+            control: inside(server.clone(), CONTROL_TIMEOUT),
+            data: inside(server, DATA_TIMEOUT),
             prefix: String::new(),
-            described: "memory, with faults".into(),
+            described: "a server of the caller's".into(),
             kind: Kind::Embedded,
             presence: None,
         }

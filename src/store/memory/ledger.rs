@@ -2,7 +2,7 @@
 
 use crate::cell::{
     AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis, Name, Nudge,
-    Out, Parked, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState, Written,
+    Out, Parked, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState, Written, planted,
 };
 use std::{
     collections::BTreeMap,
@@ -114,8 +114,8 @@ fn allows(lease: &Lease, write: &LeaseWrite) -> bool {
     let falls = |(id, checkpoint): (&TriggerId, &Checkpoint)| {
         lease.checkpoints.get(id).is_some_and(|stored| stored.low > checkpoint.low)
     };
-    lease.owner.as_ref() == Some(&write.owner)
-        && lease.epoch == write.epoch
+    let mine = lease.owner.as_ref() == Some(&write.owner) && lease.epoch == write.epoch;
+    (mine || planted::is("a write without the epoch's condition"))
         && lease.seq < write.seq
         && !write.checkpoints.iter().any(falls)
 }
@@ -137,7 +137,8 @@ impl Ledger for MemoryLedger {
             session.beat += 1;
             session.beat_at = at;
         };
-        ready(self.tables().session(id, |s| s.state != SessionState::Dead, beats))
+        let lives = |s: &Session| s.state != SessionState::Dead || planted::is("a dead session beats");
+        ready(self.tables().session(id, lives, beats))
     }
 
     fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>> {
@@ -262,8 +263,7 @@ impl Ledger for MemoryLedger {
         let mut tables = self.tables();
         let stored = tables.leases.get(shard);
         let as_seen = stored.map(|l| (l.epoch, &l.owner)) == seen.map(|l| (l.epoch, &l.owner));
-        #[cfg(feature = "planted")]
-        let as_seen = as_seen || crate::cell::planted::is("claim without the epoch condition");
+        let as_seen = as_seen || planted::is("claim without the epoch condition");
         if !as_seen {
             return ready(Answer::Refused(stored.cloned()));
         }
