@@ -253,15 +253,16 @@ fn skipped(stored: &Checkpoint, id: AddedId, log: std::ops::RangeInclusive<Added
 }
 
 /// The checkpoint with a pause, in force until the trigger's next generation. What counts from an earlier one begins
-/// anew first, as it does for an owner: it would take the pause for one that is over.
+/// anew first, as it does for an owner: it would take the pause for one that is over. The record may have been read
+/// before a resume that the owner has heard of: a pause of that generation would hold it for ever, and nobody would see it.
 fn paused(stored: &Checkpoint, generation: u64, reason: &str) -> Next {
+    let generation = generation.max(stored.generation);
     let pause = ShardPause { generation, reason: reason.to_owned() };
     if stored.paused.as_ref() == Some(&pause) {
         return Next::AsIs;
     }
     let dead = if stored.generation < generation { 0 } else { stored.dead };
-    let checkpoint =
-        Checkpoint { paused: Some(pause), dead, generation: stored.generation.max(generation), ..stored.clone() };
+    let checkpoint = Checkpoint { paused: Some(pause), dead, generation, ..stored.clone() };
     Next::Set(Set { checkpoint, again: 0, never: 0 })
 }
 
@@ -344,6 +345,8 @@ mod tests {
         assert_eq!(set(paused(&here, 2, "other")).checkpoint.paused.unwrap().reason, "other");
         let later = set(paused(&here, 3, "why")).checkpoint;
         assert_eq!((later.generation, later.dead, later.paused.unwrap().generation), (3, 0, 3), "nobody resumed there");
+        let behind = set(paused(&stored, 1, "why")).checkpoint;
+        assert_eq!(behind, here, "a record that was read before the resume which the owner knows of");
         let on = set(resumed(&here, 2)).checkpoint;
         assert_eq!(on, Checkpoint { dead: 0, ..stored.clone() });
         assert_eq!((resumed(&on, 2), resumed(&here, 3)), (Next::AsIs, Next::AsIs), "it is over");

@@ -2,7 +2,7 @@
 
 use super::{
     Follower, Home, Triggers, lane,
-    pause::pause,
+    pause::{Wish, pause},
     read_graves, read_lane,
     ring::{self, Ring},
     standing::{Standing, Told},
@@ -642,10 +642,11 @@ impl Work {
     fn start_pauses(&mut self) {
         let Home { shared, .. } = &*self.home;
         for held in self.cursors.values_mut() {
-            if let Some(reason) = held.cursor.take_pause_wish() {
+            if let Some((reason, generation)) = held.cursor.take_pause_wish() {
                 let (name, id) = (held.cursor.trigger().name.clone(), held.cursor.trigger().record.id.clone());
                 tracing::error!(trigger = %name, reason, "its handler asks for a pause: not called until resumed");
-                self.chores.push(pause(shared.ledger.clone(), shared.fence.clone(), name, id, reason).boxed());
+                let wish = Wish { id, generation, reason };
+                self.chores.push(pause(shared.ledger.clone(), shared.fence.clone(), name, wish).boxed());
             }
         }
     }

@@ -1,7 +1,7 @@
 //! One state for all that differ in nothing of consequence. Holds for [`Rules::Sound`] and
 //! [`Rules::RevisionAnew`] only; why, says the module comment of `tests/model.rs`, rule by rule.
 
-use super::state::{Lane, NOBODY, Pending, Request, State, bit, cells_of};
+use super::state::{Lane, NOBODY, Pending, Request, State, WORKERS, Worker, bit, cells_of};
 use super::steps::{LeaseModel, Rules};
 
 impl LeaseModel {
@@ -10,11 +10,19 @@ impl LeaseModel {
         if !self.reduced {
             return state;
         }
+        Self::forget_draining(&mut state);
         self.forget_refused(&mut state);
         Self::forget_lost_calls(&mut state);
         Self::count_from_now(&mut state);
-        let turned = renamed(&state, [1, 0]);
-        renamed(&state, [0, 1]).min(turned)
+        let nameless = state.workers.map(|worker| nameless(&state, worker));
+        let sorted = ORDERS.iter().filter(|order| order.is_sorted_by_key(|&who| nameless[who]));
+        sorted.map(|&order| renamed(&state, order)).min().expect("some order is sorted")
+    }
+
+    /// R6: what a session says of itself while it lives.
+    fn forget_draining(state: &mut State) {
+        state.draining = 0;
+        state.requests.retain(|request| !matches!(request, Request::Drain { .. }));
     }
 
     /// R1, R2: requests that can never be accepted, and workers that wait for such a one or hold what has passed.
@@ -42,7 +50,7 @@ impl LeaseModel {
         let requests = state.requests.iter().map(|request| match *request {
             Request::Write { cover, park, free, .. } => (cover & !park & !covered) | cells_of(free),
             Request::Drop { cell, .. } => covered & bit(cell),
-            Request::Claim { .. } => 0,
+            _ => 0,
         });
         let told = workers.chain(requests).fold(covered & !cells_of(state.parked), |all, cells| all | cells);
         state.finished &= told & !state.skipped;
@@ -68,14 +76,27 @@ impl LeaseModel {
                     to_one(free);
                 }
                 Request::Drop { revision, .. } => *revision = 1,
-                Request::Claim { .. } => {}
+                _ => {}
             }
         }
     }
 }
 
+/// All orders of the workers.
+const ORDERS: [[usize; WORKERS]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+/// What can be said of a worker without a name: equal for workers that take each other's place.
+fn nameless(state: &State, worker: Worker) -> (Worker, bool, bool) {
+    let (dead, owner) = (state.is_dead(worker.session), state.lease.owner == worker.session);
+    let pending = match worker.pending {
+        Pending::Claim { epoch, .. } => Pending::Claim { epoch, owner: 0 },
+        pending => pending,
+    };
+    (Worker { session: if worker.session == NOBODY { NOBODY } else { 0 }, pending, ..worker }, dead, owner)
+}
+
 /// R5: the same state with the workers in this order, and the sessions numbered as they are met.
-fn renamed(state: &State, order: [usize; 2]) -> State {
+fn renamed(state: &State, order: [usize; WORKERS]) -> State {
     let mut names = [NOBODY; 8];
     let mut next = 0;
     let mut name = |id: &mut u8| {
@@ -99,7 +120,7 @@ fn renamed(state: &State, order: [usize; 2]) -> State {
     }
     to.requests.sort_by_key(|&request| match request {
         Request::Claim { by, epoch, owner } => (Request::Claim { by: 0, epoch, owner }, state.is_dead(by)),
-        Request::Write { .. } | Request::Drop { .. } => (request, false),
+        _ => (request, false),
     });
     for request in &mut to.requests {
         match request {
@@ -107,7 +128,9 @@ fn renamed(state: &State, order: [usize; 2]) -> State {
                 name(by);
                 name(owner);
             }
-            Request::Write { by, .. } => name(by),
+            Request::Write { by, .. } | Request::Release { by, .. } | Request::Drain { by } | Request::Beat { by } => {
+                name(by)
+            }
             Request::Drop { .. } => {}
         }
     }

@@ -3,6 +3,9 @@
 /// Most cells that a model may have.
 pub(super) const CELLS: usize = 3;
 
+/// Most workers that a model may have.
+pub(super) const WORKERS: usize = 3;
+
 /// Nobody: no owner, no session.
 pub(super) const NOBODY: u8 = u8::MAX;
 
@@ -63,8 +66,10 @@ pub(super) enum Pending {
 /// What a process believes. All of it is lost in a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Worker {
-    /// Its session, or nobody's when the bound on sessions let it open no other.
+    /// Its session; nobody's for a worker that is not there, because of the bound on workers or on sessions.
     pub(super) session: u8,
+    /// It leaves: it claims nothing any more.
+    pub(super) draining: bool,
     /// The epoch at which it holds the shard; 0 when it does not.
     pub(super) holds: u8,
     /// Number of its last settled write of this epoch.
@@ -88,6 +93,7 @@ impl Worker {
     pub(super) fn start(session: u8, view: Bits) -> Self {
         Self {
             session,
+            draining: false,
             holds: 0,
             seq: 0,
             known: 0,
@@ -102,7 +108,7 @@ impl Worker {
 
     /// Drops the window and what it waited for; the session goes on.
     pub(super) fn let_go(&mut self) {
-        *self = Self::start(self.session, self.view);
+        *self = Self { draining: self.draining, ..Self::start(self.session, self.view) };
     }
 
     /// Whether it hands over: nothing more is called then.
@@ -135,6 +141,12 @@ pub(super) enum Request {
     },
     /// `Ledger::operate_parked`: the operator drops a parked cell that was read at this revision.
     Drop { cell: u8, revision: u8 },
+    /// `Ledger::set_state`: a session says that it drains.
+    Drain { by: u8 },
+    /// `Ledger::beat`, of a session that has left; sent only where it is not refused.
+    Beat { by: u8 },
+    /// The release of a lease that a session does not hold; sent only where a late one differs from a prompt one.
+    Release { by: u8 },
 }
 
 /// Broken invariants that only the step shows, not the state after it.
@@ -147,7 +159,7 @@ pub(super) mod broken {
     pub(in super::super) const EPOCH_NOT_NEW: u8 = 4;
     /// A parked cell was changed under an epoch that has passed.
     pub(in super::super) const OLD_EPOCH_PARKED: u8 = 8;
-    /// A heartbeat of a dead session was accepted.
+    /// A heartbeat or a `draining` of a dead session was accepted.
     pub(in super::super) const DEAD_BEAT: u8 = 16;
     /// A write or a claim was applied whose session is dead.
     pub(in super::super) const DEAD_WROTE: u8 = 32;
@@ -160,7 +172,9 @@ pub(super) struct State {
     pub(super) parked: Lane,
     /// Session items that are dead.
     pub(super) dead: Bits,
-    pub(super) workers: [Worker; 2],
+    /// Session items that say `draining`, or said so when they died.
+    pub(super) draining: Bits,
+    pub(super) workers: [Worker; WORKERS],
     /// Sorted, without repeats: a request that was sent may be applied at any later time, any number of times, or
     /// never.
     pub(super) requests: Vec<Request>,
@@ -184,6 +198,7 @@ pub(super) struct Used {
     pub(super) failures: u8,
     pub(super) operations: u8,
     pub(super) drops: u8,
+    pub(super) drains: u8,
 }
 
 impl State {
@@ -196,6 +211,14 @@ impl State {
         if let Err(at) = self.requests.binary_search(&request) {
             self.requests.insert(at, request);
         }
+    }
+
+    /// Whether the lease names a session that does not hold it: nobody waits for the answer to that claim.
+    pub(super) fn is_stray(&self) -> bool {
+        let Lease { epoch, owner, .. } = self.lease;
+        let waits = |worker: &Worker| matches!(worker.pending, Pending::Claim { epoch: seen, .. } if seen + 1 == epoch);
+        let holds = |worker: &Worker| worker.session == owner && (worker.holds == epoch || waits(worker));
+        owner != NOBODY && !self.workers.iter().any(holds)
     }
 
     /// Whether the lease is what this worker believes.
@@ -219,7 +242,9 @@ impl State {
         let workers = self.workers.iter().map(|worker| worker.session);
         let requests = self.requests.iter().flat_map(|request| match *request {
             Request::Claim { by, owner, .. } => [by, owner],
-            Request::Write { by, .. } => [by, NOBODY],
+            Request::Write { by, .. } | Request::Release { by, .. } | Request::Drain { by } | Request::Beat { by } => {
+                [by, NOBODY]
+            }
             Request::Drop { .. } => [NOBODY; 2],
         });
         owner.chain(workers).chain(requests).filter(|&id| id != NOBODY).fold(0, |all, id| all | bit(id))

@@ -1,7 +1,7 @@
 //! The steps of the model: what a worker may do next, what a request does to the store, what an answer tells.
 
-use super::state::{Bits, CELLS, Lane, Lease, NOBODY, Pending, Request, State, Used, Worker, below, bit, broken};
-use super::state::{cells_of, low, only};
+use super::state::{Bits, CELLS, Lane, Lease, NOBODY, Pending, Request, State, Used, WORKERS, Worker};
+use super::state::{below, bit, broken, cells_of, low, only};
 use stateright::{Model, Property};
 
 /// The protocol as it is, or with one rule left out.
@@ -21,12 +21,16 @@ pub(super) enum Rules {
     ClaimWithoutEpoch,
     /// A heartbeat revives a dead session.
     DeadNotFinal,
+    /// A worker that left released its shards and set its session dead; a heartbeat of it that arrives later revives it.
+    HeartbeatAfterRelease,
     /// An owner that is not in the list of sessions counts as dead.
     AbsenceIsDeath,
     /// A read that does not find a write counts as proof that it will not be applied.
     LookIsProof,
     /// A worker goes on with a lease that names it, without a new claim.
     NameIsHold,
+    /// A worker lets go of a lease that names it on the condition of the name alone.
+    ReleaseByName,
     /// A parked cell begins at revision 1 whenever it is put.
     RevisionAnew,
 }
@@ -34,6 +38,8 @@ pub(super) enum Rules {
 /// Where the exploration ends. Every number is a total over the whole history.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
+    /// Workers, at most [`WORKERS`].
+    pub(super) workers: u8,
     /// Cells of the shard, at most [`CELLS`].
     pub(super) cells: u8,
     /// Highest epoch of the lease.
@@ -48,9 +54,11 @@ pub(super) struct Bounds {
     pub(super) operations: u8,
     /// Parked cells that the operator drops.
     pub(super) drops: u8,
+    /// Workers that are asked to leave.
+    pub(super) drains: u8,
 }
 
-/// What the model checker explores: two workers and one shard of one trigger.
+/// What the model checker explores: some workers and one shard of one trigger.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LeaseModel {
     pub(super) rules: Rules,
@@ -82,6 +90,12 @@ pub(super) enum Step {
     GiveUp(usize),
     /// A worker sees that the lease is not its own any more, or loses its task of this shard.
     LetGo(usize),
+    /// A session is removed from a lease that names it and that it does not hold.
+    Release,
+    /// A worker is asked to leave.
+    Drain(usize),
+    /// A worker that was asked to leave sets its session dead and ends, whether it has handed over or not.
+    Leave(usize),
     /// A worker finds its name in the lease and goes on from there.
     Adopt(usize),
     /// A worker's heartbeat is answered.
@@ -127,7 +141,10 @@ impl LeaseModel {
             Request::Write { by, epoch, seq, cover, free, before, .. } => {
                 self.may_write(&state.lease, by, epoch, seq, cover, before) && Self::may_free(state, free)
             }
+            Request::Release { by } => state.lease.owner == by,
             Request::Drop { cell, revision } => state.parked[usize::from(cell)] == revision,
+            Request::Drain { by } => !state.is_dead(by) || self.rules == Rules::DeadNotFinal,
+            Request::Beat { by } => !state.is_dead(by) || self.rules == Rules::HeartbeatAfterRelease,
         }
     }
 
@@ -175,9 +192,23 @@ impl LeaseModel {
                     state.broken |= broken::STRANGER_WROTE;
                 }
             }
+            Request::Release { .. } if accepted => state.lease.owner = NOBODY,
             Request::Drop { cell, .. } if accepted => state.parked[usize::from(cell)] = 0,
-            Request::Claim { .. } | Request::Drop { .. } => {}
+            Request::Drain { by } if accepted => {
+                Self::revive(state, by);
+                state.draining |= bit(by);
+            }
+            Request::Beat { by } if accepted => Self::revive(state, by),
+            _ => {}
         }
+    }
+
+    /// A session item is written as one that lives.
+    fn revive(state: &mut State, session: u8) {
+        if state.is_dead(session) {
+            state.broken |= broken::DEAD_BEAT;
+        }
+        state.dead &= !bit(session);
     }
 
     fn change_lane(&self, state: &mut State, epoch: u8, park: Bits, free: Lane) {
@@ -271,6 +302,7 @@ impl LeaseModel {
             let fresh = if self.reduced { low(state.mentioned()) } else { state.used.sessions };
             state.used.sessions += 1;
             state.dead &= !bit(fresh);
+            state.draining &= !bit(fresh);
             fresh
         };
         state.workers[who] = Worker::start(session, self.view_at_start(state.used.sessions));
@@ -306,9 +338,18 @@ impl LeaseModel {
         if worker.holds != 0 || worker.pending != Pending::Nothing {
             steps.push(Step::LetGo(who));
         }
+        if worker.draining {
+            let released = worker.releasing() && self.applied(state, worker);
+            if released || self.rules != Rules::HeartbeatAfterRelease {
+                steps.push(Step::Leave(who));
+            }
+        } else if state.used.drains < self.bounds.drains {
+            steps.push(Step::Drain(who));
+        }
         if worker.holds != 0 {
             self.holder_steps(state, who, steps);
         } else if worker.pending == Pending::Nothing
+            && !worker.draining
             && state.lease.epoch < self.bounds.epochs
             && self.claimable(state, worker)
         {
@@ -344,6 +385,9 @@ impl LeaseModel {
     fn others_steps(&self, state: &State, steps: &mut Vec<Step>) {
         let alive = state.mentioned() & !state.dead;
         steps.extend((0..8).filter(|&id| alive & bit(id) != 0).map(Step::DeclareDead));
+        if state.is_stray() {
+            steps.push(Step::Release);
+        }
         let Used { operations, drops, .. } = state.used;
         let Lease { epoch, cover, .. } = state.lease;
         if operations < self.bounds.operations && (1..self.bounds.epochs).contains(&epoch) {
@@ -392,15 +436,29 @@ impl LeaseModel {
             Step::Answer(who) => self.answer(state, who),
             Step::GiveUp(who) => state.workers[who].pending = Pending::Nothing,
             Step::LetGo(who) => state.workers[who].let_go(),
+            Step::Release if self.rules == Rules::ReleaseByName => {
+                state.send(Request::Release { by: state.lease.owner })
+            }
+            Step::Release => state.lease.owner = NOBODY,
+            Step::Drain(who) => {
+                state.used.drains += 1;
+                state.workers[who].draining = true;
+                state.send(Request::Drain { by: state.workers[who].session });
+            }
+            Step::Leave(who) => {
+                let session = state.workers[who].session;
+                state.dead |= bit(session);
+                if self.rules == Rules::HeartbeatAfterRelease {
+                    state.send(Request::Beat { by: session });
+                }
+                self.restart(state, who);
+            }
             Step::Adopt(who) => {
                 let (lease, parked) = (state.lease, state.parked);
                 state.workers[who].let_go();
                 Self::hold(&mut state.workers[who], lease, parked);
             }
-            Step::Beat(who) if self.rules == Rules::DeadNotFinal => {
-                state.dead &= !bit(state.workers[who].session);
-                state.broken |= broken::DEAD_BEAT;
-            }
+            Step::Beat(who) if self.rules == Rules::DeadNotFinal => Self::revive(state, state.workers[who].session),
             Step::Beat(who) => self.restart(state, who),
             Step::ReadSessions(who) => state.workers[who].view = below(state.used.sessions),
             Step::Crash(who) => {
@@ -431,18 +489,24 @@ impl Model for LeaseModel {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let view = self.view_at_start(2);
+        let workers = self.bounds.workers;
+        let view = self.view_at_start(workers);
+        let mut all = [Worker::start(NOBODY, view); WORKERS];
+        for (session, worker) in (0..workers).zip(&mut all) {
+            worker.session = session;
+        }
         vec![self.normal(State {
             lease: Lease { epoch: 0, owner: NOBODY, seq: 0, cover: 0 },
             parked: [0; CELLS],
             dead: 0,
-            workers: [Worker::start(0, view), Worker::start(1, view)],
+            draining: 0,
+            workers: all,
             requests: Vec::new(),
             finished: 0,
             skipped: 0,
             operated: 0,
             broken: 0,
-            used: Used { sessions: 2, crashes: 0, failures: 0, operations: 0, drops: 0 },
+            used: Used { sessions: workers, crashes: 0, failures: 0, operations: 0, drops: 0, drains: 0 },
         })]
     }
 

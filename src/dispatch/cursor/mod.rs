@@ -251,9 +251,9 @@ impl Cursor {
         }
     }
 
-    /// A reason to pause the whole trigger that a handler gave, once.
-    pub fn take_pause_wish(&mut self) -> Option<String> {
-        self.pause_wish.take()
+    /// A reason to pause the whole trigger that a handler gave, once, and in which of the trigger's generations.
+    pub fn take_pause_wish(&mut self) -> Option<(String, u64)> {
+        self.pause_wish.take().map(|reason| (reason, self.generation))
     }
 
     /// A fresher reading of the trigger's record.
