@@ -1,0 +1,2 @@
+//! Chaos with real processes.
+mod proxy;
