@@ -5,7 +5,7 @@ pub(crate) mod disk;
 pub(crate) mod dynamo;
 mod files;
 mod frozen;
-mod home;
+pub(crate) mod home;
 mod lock;
 mod misfits;
 mod signals;

@@ -29,13 +29,18 @@ pub(super) enum Mood {
     /// Nobody listens, and what is open is reset.
     Refuse,
     /// Reset, also a new connection: after so many bytes, in the middle of a request or of an answer.
-    Cut { after: usize },
+    Cut {
+        after: usize,
+    },
     /// Nothing arrives, either way, and nobody is told.
     BlackHole,
     /// Each piece arrives so much later.
     Delay(Duration),
     /// A few bytes, and then a pause, and so on.
-    Drip { bytes: usize, every: Duration },
+    Drip {
+        bytes: usize,
+        every: Duration,
+    },
     /// What comes from this end arrives; nothing that goes to it does.
     OneWay(End),
     /// The other end is told that no more comes from this one, in the middle of what it says after so many bytes; it may
@@ -55,6 +60,8 @@ pub(super) enum End {
 struct Order {
     mood: Mood,
     percent: u8,
+    /// Nothing passes on any connection, whatever its mood.
+    held: bool,
     /// Counts the orders, so that the same one twice is two.
     number: u64,
 }
@@ -77,7 +84,7 @@ impl Proxy {
             .unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let (order, orders) = watch::channel(Order { mood: Mood::Clear, percent: 100, number: 0 });
+        let (order, orders) = watch::channel(Order { mood: Mood::Clear, percent: 100, held: false, number: 0 });
         let (end, ended) = oneshot::channel();
         let struck = Arc::new(AtomicUsize::new(0));
         let line = Line { server, orders, struck: struck.clone() };
@@ -96,7 +103,12 @@ impl Proxy {
 
     /// From now on, for connections that are open and for those that come.
     pub(super) fn set(&self, mood: Mood, percent: u8) {
-        self.order.send_modify(|order| *order = Order { mood, percent, number: order.number + 1 });
+        self.order.send_modify(|order| *order = Order { mood, percent, number: order.number + 1, ..*order });
+    }
+
+    /// From now on nothing passes until this is taken back.
+    pub(super) fn hold(&self, held: bool) {
+        self.order.send_modify(|order| *order = Order { held, number: order.number + 1, ..*order });
     }
 
     pub(super) fn heal(&self) {
@@ -165,8 +177,12 @@ struct Fate {
 
 impl Fate {
     fn mood(&mut self) -> Mood {
-        let Order { mood, percent, .. } = *self.orders.borrow_and_update();
-        if self.lot < percent { mood } else { Mood::Clear }
+        let Order { mood, percent, held, .. } = *self.orders.borrow_and_update();
+        match mood {
+            _ if held => Mood::BlackHole,
+            mood if self.lot < percent => mood,
+            _ => Mood::Clear,
+        }
     }
 
     /// Waits for another order than the last one that was looked at.

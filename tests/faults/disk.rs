@@ -12,12 +12,21 @@ use std::{
 /// What a test process in namespaces of its own finds its directory by.
 const INSIDE: &str = "HOOKTEST_INSIDE";
 
+/// Where the rest of a test runs.
+pub(crate) enum Inside {
+    /// In this process, which has a directory of its own.
+    Here(PathBuf),
+    /// It ran in another one, and passed.
+    Ran,
+    /// Nowhere, and that was told.
+    Skipped,
+}
+
 /// Runs the rest of a test in a child process that has namespaces to itself, which `unshare` gives it by these flags; a shell
-/// sets them up first, and begins in a directory that only it has. There, gives that directory. Where it cannot be, what is
-/// not tested is told.
-pub(crate) fn inside(what: &str, flags: &str, set_up: &str, module: &str, test: &str) -> Option<PathBuf> {
+/// sets them up first, and begins in a directory that only it has. Where that cannot be, what is not tested is told.
+pub(crate) fn inside(what: &str, flags: &str, set_up: &str, module: &str, test: &str) -> Inside {
     if let Some(dir) = std::env::var_os(INSIDE) {
-        return Some(dir.into());
+        return Inside::Here(dir.into());
     }
     let dir = tempfile::tempdir().unwrap();
     let script = format!("cd \"$0\" && {{ {set_up}; }} || exit 77; exec \"$@\"");
@@ -38,17 +47,25 @@ pub(crate) fn inside(what: &str, flags: &str, set_up: &str, module: &str, test: 
         (child.wait().unwrap(), said, errors.join().unwrap())
     });
     match told {
-        Ok((status, said, _)) if status.success() => assert!(said.contains("1 passed"), "the child found no test {test}"),
+        Ok((status, said, errors)) if status.success() => {
+            assert!(said.contains("1 passed"), "the child found no test {test}");
+            // What it did not test either.
+            errors.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")).for_each(skipped);
+            return Inside::Ran;
+        }
         Ok((_, said, errors)) if said.is_empty() => skipped(&format!("{what}: {errors}")),
         Ok((_, _, errors)) => panic!("{errors}"),
         Err(error) => skipped(&format!("{what}: {error}")),
     }
-    None
+    Inside::Skipped
 }
 
 /// The rest of a test with a small file system to itself.
 fn small_disk(test: &str) -> Option<PathBuf> {
-    inside("a full disk", "-rm", "mount -t tmpfs -o size=6m none .", module_path!(), test)
+    match inside("a full disk", "-rm", "mount -t tmpfs -o size=6m none .", module_path!(), test) {
+        Inside::Here(disk) => Some(disk),
+        Inside::Ran | Inside::Skipped => None,
+    }
 }
 
 /// Takes all the room that there is.

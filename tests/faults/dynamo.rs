@@ -18,7 +18,7 @@ const OF_GROUP: [&str; 2] = ["default.control", "default.parked"];
 pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) port: u16,
-    data: TempDir,
+    pub(crate) data: TempDir,
 }
 
 impl Drop for Server {
