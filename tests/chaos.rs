@@ -133,7 +133,7 @@ fn on_hosts_apart_nothing_is_lost() {
     }
     let Inside::Here(_) = inside(what, "-rmn", HOSTS, module_path!(), "on_hosts_apart_nothing_is_lost") else { return };
     if !line::netem() {
-        println!("this kernel has no netem: packets are lost only all together");
+        skipped("packets that are late, doubled, garbled or lost in part: this kernel has no netem");
     }
     let Some(server) = Server::new() else { return };
     let host = |number: u32| {
