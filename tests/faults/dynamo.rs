@@ -3,7 +3,7 @@
 use super::home::{Home, noting, skipped, until};
 use rustix::process::Signal;
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -70,20 +70,25 @@ impl Server {
     }
 
     fn delete(&self, table: &str) {
-        let body = format!("{{\"TableName\":\"{table}\"}}");
-        let request = format!(
-            "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Amz-Target: DynamoDB_20120810.DeleteTable\r\n\
-             Content-Type: application/x-amz-json-1.0\r\nContent-Length: {}\r\n\
-             Authorization: AWS4-HMAC-SHA256 Credential=nobody/20260101/eu-central-1/dynamodb/aws4_request, \
-             SignedHeaders=host, Signature=none\r\n\r\n{body}",
-            body.len()
-        );
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        let answer = ask(self.port, "DeleteTable", &format!("{{\"TableName\":\"{table}\"}}")).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+}
+
+/// Makes a request without an SDK, and waits for its answer as long as it takes.
+fn ask(port: u16, operation: &str, body: &str) -> io::Result<String> {
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Amz-Target: DynamoDB_20120810.{operation}\r\n\
+         Content-Type: application/x-amz-json-1.0\r\nContent-Length: {}\r\n\
+         Authorization: AWS4-HMAC-SHA256 Credential=nobody/20260101/eu-central-1/dynamodb/aws4_request, \
+         SignedHeaders=host, Signature=none\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// A port that no connection going out is ever given, so that it stays free while nobody listens there.
@@ -110,7 +115,8 @@ fn start(port: u16, data: &Path) -> Option<Child> {
         .unwrap();
     let mut up = false;
     until(|| {
-        up = TcpStream::connect(("127.0.0.1", port)).is_ok();
+        // It listens before it is ready, and its first answer takes long: longer than a request of ours may.
+        up = ask(port, "ListTables", "{}").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"));
         up || child.try_wait().unwrap().is_some()
     })?;
     if !up {
