@@ -252,8 +252,8 @@ def graceful_stops(history):
     clean = {worker for _, worker, record in history.blows["stopped"] if record["clean"]}
     for at, worker, _ in history.blows["stop"]:
         if worker in clean:
-            ends = (blow for end in PAUSES.values() for blow in history.blows[end])
-            since = max((line for line, w, _ in ends if w == worker), default=-1)
+            pauses = (blow for pair in PAUSES.items() for kind in pair for blow in history.blows[kind])
+            since = max((line for line, w, _ in pauses if w == worker), default=-1)
             # An epoch that began before it was frozen or cut off may have been lost by that.
             first = {}
             for call in history.calls:
