@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what some tests need beyond Rust, from Debian's packages: promtool, which holds metrics and alert rules to
-# Prometheus's rules; systemd-analyze and strace, which prove the unit; and what checks completions and manual pages.
+# Prometheus's rules; systemd-analyze and strace, which prove the unit; ip, which sets hosts apart; and what checks completions and manual pages.
 # Installs what is missing and starts no service. Needs the rights for apt-get, or sudo.
 set -eu
 
@@ -9,6 +9,7 @@ tools='
 promtool prometheus
 systemd-analyze systemd
 strace strace
+ip iproute2
 zsh zsh
 fish fish
 mandoc mandoc

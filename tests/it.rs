@@ -1,6 +1,7 @@
 //! One test program.
 
 mod binary;
+mod chaos;
 mod cli;
 mod configuration;
 mod conformance;

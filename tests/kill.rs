@@ -4,14 +4,17 @@
 //! the workers stands in it too, in one total order. `tests/kill/checker.py` judges it, and `doctored.rs` proves the judge.
 //! The plan is drawn from a seed, which a failing run prints: `HOOKTEST_KILL_SEED` draws it again.
 
+mod crew;
 mod doctored;
+
+pub(crate) use crew::{History, Least, Worker, append, folder, holds_lock, is_frozen, judged};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::{self, File, TryLockError},
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -42,6 +45,7 @@ const LEAST: Least = Least {
     children: 4,
     shards: 30,
     stake: 500,
+    cuts: 0,
 };
 /// For anything that has to come; far above what it takes.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -56,172 +60,6 @@ enum Blow {
     Stop,
     /// Its handler's process is killed.
     Child,
-}
-
-/// The least that must have happened, and the bounds; as the checker takes them.
-struct Least {
-    window: usize,
-    cells: usize,
-    rows: usize,
-    kills: usize,
-    freezes: usize,
-    stops: usize,
-    children: usize,
-    shards: usize,
-    stake: usize,
-}
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kill")
-}
-
-/// Whether the checker finds a history sound, and what it says.
-fn judged(history: &Path, least: &Least) -> (bool, String) {
-    let Least { window, cells, rows, kills, freezes, stops, children, shards, stake } = least;
-    let output = Command::new("python3")
-        .arg(folder().join("checker.py"))
-        .arg(history)
-        .args([format!("window={window}"), format!("cells={cells}"), format!("rows={rows}")])
-        .args([format!("kills={kills}"), format!("freezes={freezes}"), format!("stops={stops}")])
-        .args([format!("children={children}"), format!("shards={shards}"), format!("stake={stake}")])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(matches!(output.status.code(), Some(0 | 1)) && output.stderr.is_empty(), "the checker failed: {said}");
-    (output.status.success(), said)
-}
-
-/// A running worker; killed when the test ends early.
-struct Worker {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Worker {
-    fn start(dir: &Path, number: usize) -> Self {
-        let log = dir.join(format!("worker-{number}.log"));
-        let child = Command::new(env!("CARGO_BIN_EXE_cellhook"))
-            .args(["--config", "cellhook.toml", "run"])
-            .current_dir(dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        Self { child, log }
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// The session under which it works, by its log; `None` before it has one.
-    fn session(&self) -> Option<String> {
-        let log = self.log();
-        let line = log.lines().rev().find(|line| line.contains("session opened"))?;
-        let id = line.split("session=").nth(1)?;
-        Some(id.chars().take_while(char::is_ascii_alphanumeric).collect())
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A call: its id, attempt and handler's process.
-type Call = (String, u64, u64);
-
-/// The history as far as it is written, for the test's own decisions; the checker reads it for itself.
-struct History {
-    file: File,
-    path: PathBuf,
-    rest: String,
-    acknowledged: usize,
-    done: BTreeSet<(u64, u64)>,
-    /// By worker, its handler's latest process.
-    handlers: BTreeMap<u64, u64>,
-    /// How often a handler's process said that it has read all that it was given.
-    idle: BTreeMap<u64, usize>,
-    /// By worker, the calls under way with their shard and epoch.
-    under_way: BTreeMap<u64, BTreeMap<Call, (u64, u64)>>,
-    newest: BTreeMap<u64, u64>,
-}
-
-impl History {
-    fn new(path: PathBuf) -> Self {
-        File::create(&path).unwrap();
-        let file = File::open(&path).unwrap();
-        let (done, rest, idle) = (BTreeSet::new(), String::new(), BTreeMap::new());
-        let (handlers, under_way, newest) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { file, path, rest, acknowledged: 0, done, handlers, idle, under_way, newest }
-    }
-
-    fn note(&self, record: &Value) {
-        append(&self.path, &format!("{record}\n"));
-    }
-
-    /// Reads on.
-    fn look(&mut self) {
-        self.file.read_to_string(&mut self.rest).unwrap();
-        let whole = self.rest.rfind('\n').map_or(0, |end| end + 1);
-        let lines: String = self.rest.drain(..whole).collect();
-        for record in lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-            let number = |key: &str| record[key].as_u64().unwrap_or_default();
-            let call = || (record["id"].as_str().unwrap().to_owned(), number("attempt"), number("pid"));
-            let (worker, shard, epoch) = (number("worker"), number("shard"), number("epoch"));
-            match record["at"].as_str().unwrap() {
-                "up" => drop(self.handlers.insert(worker, number("pid"))),
-                "idle" => *self.idle.entry(number("pid")).or_default() += 1,
-                "ack" => self.acknowledged += 1,
-                "start" => {
-                    self.under_way.entry(worker).or_default().insert(call(), (shard, epoch));
-                    let newest = self.newest.entry(shard).or_default();
-                    *newest = epoch.max(*newest);
-                }
-                "end" => {
-                    self.under_way.entry(worker).or_default().remove(&call());
-                    if record["verdict"] == "done" {
-                        self.done.insert((shard, number("added_id")));
-                    }
-                }
-                // What its handler had under way has ended with it.
-                "child" => {
-                    self.under_way.values_mut().for_each(|calls| calls.retain(|(_, _, pid), _| *pid != number("pid")))
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn under_way(&self, worker: u32) -> usize {
-        self.under_way.get(&worker.into()).map_or(0, BTreeMap::len)
-    }
-}
-
-/// Whether all threads of a process are stopped; the signal takes a moment to reach them.
-fn is_frozen(pid: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let stopped = |stat: String| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"));
-    // A thread that has just ended has no file any more.
-    threads.flatten().all(|thread| fs::read_to_string(thread.path().join("stat")).map_or(true, stopped))
-}
-
-/// One write, so that lines of several processes do not mix.
-fn append(path: &Path, text: &str) {
-    let mut file = File::options().append(true).open(path).unwrap();
-    assert_eq!(file.write(text.as_bytes()).unwrap(), text.len());
 }
 
 /// Puts all cells, as far as it may, and notes what is acknowledged.
@@ -363,7 +201,10 @@ impl Scene {
     }
 
     fn start(&mut self) {
-        self.workers.push(Worker::start(&self.path, self.started));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellhook"));
+        command.args(["--config", "cellhook.toml", "run"]).current_dir(&self.path);
+        let log = self.path.join(format!("worker-{}.log", self.started));
+        self.workers.push(Worker::start(command, log));
         self.started += 1;
     }
 
@@ -500,7 +341,7 @@ impl Scene {
         let calls: Vec<(u64, u64)> =
             self.history.under_way.get(&pid.into()).map(|calls| calls.values().copied().collect()).unwrap_or_default();
         // One that was frozen in the middle of a write holds the file's lock: then nobody can take over.
-        let works = !calls.is_empty() && !self.holds_lock(pid);
+        let works = !calls.is_empty() && !holds_lock(&self.path.join("cellhook.db"), pid);
         if works {
             self.told(&format!("freeze {pid} {session}"));
             self.until("others own the frozen worker's shards", |scene| scene.owns_nothing(&session));
@@ -516,30 +357,6 @@ impl Scene {
         self.history.note(&json!({"at": "continue", "worker": pid}));
         self.workers[victim].signal(Signal::CONT);
         works
-    }
-
-    /// Whether a frozen worker holds the lock of the store's file.
-    fn holds_lock(&self, pid: u32) -> bool {
-        let path = self.path.join("cellhook.db.lock");
-        let mut file = File::options().read(true).write(true).open(path).unwrap();
-        let start = SystemTime::now();
-        loop {
-            match file.try_lock() {
-                Ok(()) => return false,
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => panic!("{error}"),
-            }
-            let mut text = String::new();
-            file.seek(SeekFrom::Start(0)).unwrap();
-            file.read_to_string(&mut text).unwrap();
-            // Others hold it for a moment only.
-            if text.lines().next().is_some_and(|line| line.trim() == pid.to_string())
-                && start.elapsed().unwrap_or_default() > Duration::from_millis(50)
-            {
-                return true;
-            }
-            sleep(Duration::from_millis(1));
-        }
     }
 }
 

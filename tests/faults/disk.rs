@@ -3,42 +3,73 @@
 use super::home::{Home, noting, skipped};
 use std::{
     fs::File,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, SystemTime},
 };
 
-/// Where the test finds its small disk when it runs again under `unshare`.
-const DISK: &str = "HOOKTEST_FULL_DISK";
+/// What a test process in namespaces of its own finds its directory by.
+const INSIDE: &str = "HOOKTEST_INSIDE";
 
-/// Runs the rest of a test in a child process that has a small file system to itself, which `unshare` gives it. There, gives
-/// the file system's directory.
-fn small_disk(test: &str) -> Option<PathBuf> {
-    if let Some(disk) = std::env::var_os(DISK) {
-        return Some(disk.into());
+/// Where the rest of a test runs.
+pub(crate) enum Inside {
+    /// In this process, which has a directory of its own.
+    Here(PathBuf),
+    /// It ran in another one, and passed.
+    Ran,
+    /// Nowhere, and that was told.
+    Skipped,
+}
+
+/// Runs the rest of a test in a child process that has namespaces to itself, which `unshare` gives it by these flags; a shell
+/// sets them up first, and begins in a directory that only it has. Where that cannot be, what is not tested is told.
+pub(crate) fn inside(what: &str, flags: &str, set_up: &str, module: &str, test: &str) -> Inside {
+    if let Some(dir) = std::env::var_os(INSIDE) {
+        return Inside::Here(dir.into());
     }
     let dir = tempfile::tempdir().unwrap();
-    let mount = "mount -t tmpfs -o size=6m none \"$0\" || exit 77; exec \"$@\"";
-    let test = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
+    let script = format!("cd \"$0\" && {{ {set_up}; }} || exit 77; exec \"$@\"");
+    let test = format!("{}::{test}", module.split_once("::").unwrap().1);
     let mut child = Command::new("unshare");
-    child.args(["-rm", "sh", "-c", mount]).arg(dir.path()).arg(std::env::current_exe().unwrap());
-    child.args(["--exact", &test, "--nocapture", "--include-ignored"]).env(DISK, dir.path());
-    match child.output() {
-        Ok(output) if output.status.success() => {
-            assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "the child found no test {test}");
+    child.args([flags, "sh", "-c", &script]).arg(dir.path()).arg(std::env::current_exe().unwrap());
+    child.args(["--exact", &test, "--nocapture", "--include-ignored"]).env(INSIDE, dir.path());
+    child.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let told = child.spawn().map(|mut child| {
+        let stderr = child.stderr.take().unwrap();
+        let errors = std::thread::spawn(move || std::io::read_to_string(stderr).unwrap());
+        let mut said = String::new();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
+            // A soak is watched by people.
+            println!("{line}");
+            said.push_str(&line);
         }
-        Ok(output) if output.stdout.is_empty() => {
-            skipped(&format!("a full disk: no file system of its own: {}", String::from_utf8_lossy(&output.stderr)));
+        (child.wait().unwrap(), said, errors.join().unwrap())
+    });
+    match told {
+        Ok((status, said, errors)) if status.success() => {
+            assert!(said.contains("1 passed"), "the child found no test {test}");
+            // What it did not test either.
+            errors.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")).for_each(skipped);
+            return Inside::Ran;
         }
-        Ok(output) => panic!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
-        Err(error) => skipped(&format!("a full disk: {error}")),
+        Ok((_, said, errors)) if said.is_empty() => skipped(&format!("{what}: {errors}")),
+        Ok((_, _, errors)) => panic!("{errors}"),
+        Err(error) => skipped(&format!("{what}: {error}")),
     }
-    None
+    Inside::Skipped
+}
+
+/// The rest of a test with a small file system to itself.
+fn small_disk(test: &str) -> Option<PathBuf> {
+    match inside("a full disk", "-rm", "mount -t tmpfs -o size=6m none .", module_path!(), test) {
+        Inside::Here(disk) => Some(disk),
+        Inside::Ran | Inside::Skipped => None,
+    }
 }
 
 /// Takes all the room that there is.
-fn fill(disk: &Path) -> PathBuf {
+pub(crate) fn fill(disk: &Path) -> PathBuf {
     let ballast = disk.join("ballast");
     let mut file = File::create(&ballast).unwrap();
     while file.write_all(&[7; 4096]).is_ok() {}

@@ -3,8 +3,8 @@
 use super::home::{Home, noting, skipped, until};
 use rustix::process::Signal;
 use std::{
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    io::{self, Read, Write},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, SystemTime},
@@ -15,10 +15,10 @@ const OF_DATASTORE: [&str; 3] = ["trips.cells", "trips.log", "trips.tips"];
 const OF_GROUP: [&str; 2] = ["default.control", "default.parked"];
 
 /// A server that keeps its tables when it is killed; killed when dropped.
-struct Server {
-    child: Child,
-    port: u16,
-    data: TempDir,
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) port: u16,
+    pub(crate) data: TempDir,
 }
 
 impl Drop for Server {
@@ -30,7 +30,7 @@ impl Drop for Server {
 
 impl Server {
     /// `None`, said aloud, where it is not installed; with `HOOKTEST_REQUIRE_ALL=1` that is a failure.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let java = Command::new("java").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !java.is_ok_and(|status| status.success()) || !folder().join("DynamoDBLocal.jar").is_file() {
             let what = "faults of DynamoDB: install DynamoDB Local with: tests/install-dynamodb-local.sh";
@@ -39,9 +39,9 @@ impl Server {
             return None;
         }
         let data = tempfile::tempdir().unwrap();
-        // The port may be lost to another between here and there: then the server ends and another is tried.
+        // It may be somebody else's: then the server ends and another port is tried.
         for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = quiet_port();
             if let Some(child) = start(port, data.path()) {
                 return Some(Self { child, port, data });
             }
@@ -49,12 +49,12 @@ impl Server {
         panic!("DynamoDB Local does not start");
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         self.child = start(self.port, self.data.path()).expect("it starts again");
     }
 
@@ -70,20 +70,30 @@ impl Server {
     }
 
     fn delete(&self, table: &str) {
-        let body = format!("{{\"TableName\":\"{table}\"}}");
-        let request = format!(
-            "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Amz-Target: DynamoDB_20120810.DeleteTable\r\n\
-             Content-Type: application/x-amz-json-1.0\r\nContent-Length: {}\r\n\
-             Authorization: AWS4-HMAC-SHA256 Credential=nobody/20260101/eu-central-1/dynamodb/aws4_request, \
-             SignedHeaders=host, Signature=none\r\n\r\n{body}",
-            body.len()
-        );
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        let answer = ask(self.port, "DeleteTable", &format!("{{\"TableName\":\"{table}\"}}")).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+}
+
+/// Makes a request without an SDK, and waits for its answer as long as it takes.
+fn ask(port: u16, operation: &str, body: &str) -> io::Result<String> {
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Amz-Target: DynamoDB_20120810.{operation}\r\n\
+         Content-Type: application/x-amz-json-1.0\r\nContent-Length: {}\r\n\
+         Authorization: AWS4-HMAC-SHA256 Credential=nobody/20260101/eu-central-1/dynamodb/aws4_request, \
+         SignedHeaders=host, Signature=none\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A port that no connection going out is ever given, so that it stays free while nobody listens there.
+pub(crate) fn quiet_port() -> u16 {
+    fastrand::u16(20_000..30_000)
 }
 
 fn folder() -> PathBuf {
@@ -105,7 +115,8 @@ fn start(port: u16, data: &Path) -> Option<Child> {
         .unwrap();
     let mut up = false;
     until(|| {
-        up = TcpStream::connect(("127.0.0.1", port)).is_ok();
+        // It listens before it is ready, and its first answer takes long: longer than a request of ours may.
+        up = ask(port, "ListTables", "{}").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"));
         up || child.try_wait().unwrap().is_some()
     })?;
     if !up {

@@ -20,7 +20,7 @@ pub(super) fn noting(script: &str) -> String {
 }
 
 /// Says on the terminal, past the capture of the test harness, that something was not tested.
-pub(super) fn skipped(what: &str) {
+pub(crate) fn skipped(what: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
 }
 

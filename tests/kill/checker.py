@@ -9,12 +9,14 @@ The history is one file of JSON lines, to which all append with single writes, s
   ack                 row, shard, added_id          `put` acknowledged the cell
   kill, freeze        worker                        about to be struck (SIGKILL, SIGSTOP)
   continue            worker                        about to go on; its handlers have read all that they were given
+  cut, healed         worker                        about to be cut off from the store; what it had given to its handlers
+                      by now they have read, and from here on it has to know by itself that its time has passed
   stop, stopped       worker, clean                 about to be asked to leave; it has left, and whether it says that it
                       could hand over everything under the session that it had
   child               pid                           this handler's process is about to be killed
 
 KEYS: window (cells of the trigger's window), and the least that must have happened for the test to prove anything:
-cells, rows, kills, freezes, stops, children, shards, stake.
+cells, rows, kills, freezes, stops, children, shards, stake, cuts.
 
 A change of owner of a shard is a change of the epoch under which it is called. A repeat is a call of a cell after its
 first, less those whose failure the handler reported.
@@ -24,6 +26,8 @@ import sys
 from collections import Counter, defaultdict
 
 RULES = {}
+# What a worker wakes up from, and by what.
+PAUSES = {"freeze": "continue", "cut": "healed"}
 
 
 def rule(function):
@@ -99,10 +103,12 @@ class History:
         return tuple(record[field] for field in ("id", "epoch", "attempt", "pid", "worker"))
 
     def struck(self, worker, at):
-        """Whether this worker was killed, or was frozen, at this line."""
-        frozen = sum(w == worker and line < at for line, w, _ in self.blows["freeze"])
-        continued = sum(w == worker and line < at for line, w, _ in self.blows["continue"])
-        return frozen > continued or any(w == worker and line < at for line, w, _ in self.blows["kill"])
+        """Whether this worker was killed, or was frozen or cut off, at this line."""
+
+        def times(kind):
+            return sum(w == worker and line < at for line, w, _ in self.blows[kind])
+
+        return times("kill") or any(times(begin) > times(end) for begin, end in PAUSES.items())
 
     def epochs(self, shard):
         return sorted({call.epoch for call in self.by_shard[shard]})
@@ -191,7 +197,7 @@ def owner(history, least):
 @rule
 def fenced(history, least):
     """Once a newer epoch has called, no call starts under an older one, but for what was already on its way to the
-    handler of a worker that has been killed since, or is frozen."""
+    handler of a worker that has been killed since, or is frozen or cut off."""
     newest = {}
     for call in history.calls:
         if call.epoch < newest.get(call.shard, 0) and not history.struck(call.worker, call.start):
@@ -246,8 +252,9 @@ def graceful_stops(history):
     clean = {worker for _, worker, record in history.blows["stopped"] if record["clean"]}
     for at, worker, _ in history.blows["stop"]:
         if worker in clean:
-            since = max((line for line, w, _ in history.blows["continue"] if w == worker), default=-1)
-            # An epoch that began before it was frozen may have been lost by that.
+            pauses = (blow for pair in PAUSES.items() for kind in pair for blow in history.blows[kind])
+            since = max((line for line, w, _ in pauses if w == worker), default=-1)
+            # An epoch that began before it was frozen or cut off may have been lost by that.
             first = {}
             for call in history.calls:
                 first.setdefault((call.shard, call.epoch), call.start)
@@ -294,11 +301,12 @@ def at_stake(history):
     return count
 
 
-def taken_over(history):
-    """Freezes during which another worker called in a shard for which the frozen one had called last."""
+def taken_over(history, pause):
+    """Pauses of this kind during which another worker called in a shard for which the paused one had called last."""
     count = 0
-    for at, worker, _ in history.blows["freeze"]:
-        until = min((line for line, w, _ in history.blows["continue"] if w == worker and line > at), default=1 << 62)
+    for at, worker, _ in history.blows[pause]:
+        ends = history.blows[PAUSES[pause]]
+        until = min((line for line, w, _ in ends if w == worker and line > at), default=1 << 62)
         last = {call.shard: call for call in history.calls if call.start < at}
         mine = {shard: call.epoch for shard, call in last.items() if call.worker == worker}
         during = (call for call in history.calls if at < call.start < until)
@@ -310,7 +318,7 @@ def taken_over(history):
 def tested(history, least):
     """Enough happened: a test in which nothing happens proves nothing."""
     saw = happened(history)
-    for what in ("cells", "rows", "kills", "freezes", "stops", "children", "shards", "stake"):
+    for what in ("cells", "rows", "kills", "freezes", "stops", "children", "shards", "stake", "cuts"):
         if saw[what] < least[what]:
             yield f"{what}: {saw[what]}, and {least[what]} are wanted"
 
@@ -322,7 +330,8 @@ def happened(history):
         "rows": len({row for _, row in history.acks.values()}),
         # Those that struck a worker that had called.
         "kills": sum(any(c.worker == w and c.start < at for c in history.calls) for at, w, _ in history.blows["kill"]),
-        "freezes": taken_over(history),
+        "freezes": taken_over(history, "freeze"),
+        "cuts": taken_over(history, "cut"),
         # Those of a worker that had calls under way.
         "stops": sum(bool(under_way) for _, _, _, under_way in graceful_stops(history)),
         "children": sum(pid in killed for _, pid, _ in history.blows["child"]),

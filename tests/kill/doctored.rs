@@ -16,7 +16,7 @@ const B_AGAIN: Caller = (2, 22);
 const C: Caller = (3, 13);
 
 const LEAST: Least =
-    Least { window: 2, cells: 6, rows: 2, kills: 1, freezes: 1, stops: 1, children: 1, shards: 1, stake: 2 };
+    Least { window: 2, cells: 6, rows: 2, kills: 1, freezes: 1, stops: 1, children: 1, shards: 1, stake: 2, cuts: 0 };
 
 fn row(added_id: u64) -> &'static str {
     if [3, 4].contains(&added_id) { "r1" } else { "r0" }
@@ -129,7 +129,12 @@ fn refused(text: &str, least: &Least) -> (String, BTreeSet<String>) {
 
 #[track_caller]
 fn passes(what: &str, history: &History) {
-    let (said, rules) = refused(&history.text(), &LEAST);
+    passes_at(what, history, &LEAST);
+}
+
+#[track_caller]
+fn passes_at(what: &str, history: &History, least: &Least) {
+    let (said, rules) = refused(&history.text(), least);
     assert!(rules.is_empty(), "{what}: {said}");
 }
 
@@ -196,6 +201,22 @@ fn two_owners_are_found() {
     fails("a woken worker that starts what it was about to", &woken, &["fenced"], "under a passed epoch: 3");
     let never_struck = good().changed("kill", "worker", 9).moved("start 2", "start 2 anew");
     fails("an old owner to whom nothing happened", &never_struck, &["fenced", "tested"], "under a passed epoch: 2");
+}
+
+#[test]
+fn what_holds_of_a_frozen_worker_holds_of_one_that_is_cut_off() {
+    let cut = || History::good().changed("freeze", "at", "cut").changed("continue", "at", "healed");
+    let least = Least { freezes: 0, cuts: 1, ..LEAST };
+    let late = cut().moved("start 4", "start 4 anew").moved("end 4", "start 4");
+    passes_at("as it is", &cut(), &least);
+    passes_at("what was on its way to its handler", &late, &least);
+    let healed = cut().moved("end 4", "continue").moved("start 4", "continue");
+    fails_at("it starts what it was about to", &healed.text(), &least, &["fenced"], "under a passed epoch: 3");
+    let unnoticed = cut().moved("continue", "end 4");
+    fails_at("nobody noticed", &unnoticed.text(), &least, &["tested"], "cuts: 0");
+    let both = cut().with("start 4 anew", [blow("freeze", B), blow("continue", B)]);
+    let both = both.moved("start 4", "end 4 anew").moved("end 4", "start 4");
+    passes_at("frozen beside, and continued while it is still cut off", &both, &least);
 }
 
 #[test]

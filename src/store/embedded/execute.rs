@@ -1,7 +1,13 @@
 //! One request of the SDK, executed by the engine: the table of the operations that this house uses.
 
 use super::Trouble;
-use dynoxide::{Database, DynoxideError, actions::transact_write_items::TransactWriteItemsRequest};
+use dynoxide::{
+    Database, DynoxideError,
+    actions::{
+        create_table::CreateTableRequest, delete_table::DeleteTableRequest, scan::ScanRequest,
+        transact_write_items::TransactWriteItemsRequest,
+    },
+};
 use serde::{Serialize, de::DeserializeOwned};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -49,6 +55,7 @@ macro_rules! operations {
                     asked.client_request_token = None;
                     print(&database.transact_write_items(asked)?)
                 }
+                Operation::CreateTable => create_table(database, &request.body),
                 $(#[allow(unreachable_patterns)]
                 Operation::$name => print(&database.$method(parse(&request.body)?)?),)*
             }
@@ -70,6 +77,31 @@ operations! {
     Query => query read,
     Scan => scan read,
     TransactGetItems => transact_get_items read,
+}
+
+/// The engine notes a table and then makes it, in two transactions. Who died between the two left a note of a table that is
+/// not there; it goes, or no table of that name could ever be made. Whoever makes tables holds the lock, so nobody is between
+/// the two at this moment.
+fn create_table(database: &Database, body: &[u8]) -> Result<Vec<u8>, DynoxideError> {
+    let asked: CreateTableRequest = parse(body)?;
+    let table_name = asked.table_name.clone();
+    match database.create_table(asked) {
+        Err(DynoxideError::ResourceInUseException(_)) if is_only_noted(database, &table_name) => {
+            database.delete_table(DeleteTableRequest { table_name })?;
+            print(&database.create_table(parse(body)?)?)
+        }
+        made => print(&made?),
+    }
+}
+
+fn is_only_noted(database: &Database, table_name: &str) -> bool {
+    let scan = ScanRequest { table_name: table_name.to_owned(), limit: Some(1), ..ScanRequest::default() };
+    database.scan(scan).is_err_and(|error| is_no_table(&error))
+}
+
+/// Whether the engine found its note of a table and not the table.
+fn is_no_table(error: &DynoxideError) -> bool {
+    error.status_code() >= 500 && error.to_string().contains("no such table")
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, DynoxideError> {
@@ -109,6 +141,11 @@ pub(super) fn execute(database: &Database, request: &Request) -> Result<Reply, F
     };
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(body)) => Ok(Reply { status: 200, body }),
+        Ok(Err(error)) if is_no_table(&error) => {
+            // Somebody is making it, or died while he did.
+            let error = DynoxideError::ResourceNotFoundException(format!("the table is not made yet: {error}"));
+            Ok(Reply { status: error.status_code(), body: error.to_json().into_bytes() })
+        }
         Ok(Err(error)) => match trouble(&error) {
             Some(trouble) => Err(Failure::Trouble(trouble)),
             None => Ok(Reply { status: error.status_code(), body: error.to_json().into_bytes() }),
