@@ -5,6 +5,7 @@ mod cli;
 mod configuration;
 mod conformance;
 mod engine;
+mod errors;
 mod faults;
 mod handlers;
 mod house;
