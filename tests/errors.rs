@@ -81,6 +81,8 @@ impl Case {
             wrong.push("nobody is told".into());
         }
         if !wrong.is_empty() {
+            let asked = watched.asked.get(self.row.statement).copied().unwrap_or(0);
+            wrong.push(format!("it was met {} times, of {asked}", watched.met));
             wrong.extend(log.lines().take(12).map(|line| format!("    {line}")));
         }
         wrong

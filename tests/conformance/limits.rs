@@ -116,7 +116,8 @@ async fn segments_end_at_400_kb(fixture: Arc<dyn Fixture>) {
     assert_eq!(most, wanted);
 }
 
-/// 4,194,304 bytes of items in a transaction. The appender's batches end at about 2.4 MB.
+/// 4,194,304 bytes of items in a transaction. DynamoDB Local counts some 400 bytes more than the embedded store: the items that are
+/// looked at, perhaps. The appender's batches end at about 2.4 MB.
 async fn appends_end_at_4_mb(fixture: Arc<dyn Fixture>) {
     let (mut writer, mut number) = (Writer::new(&fixture).await, 0);
     let most = highest!(390_000, 400_000, |bytes| {
@@ -128,7 +129,7 @@ async fn appends_end_at_4_mb(fixture: Arc<dyn Fixture>) {
     let wanted = match fixture.of() {
         Of::Memory => 393_074,
         Of::Embedded => 393_506,
-        Of::Local => 393_506,
+        Of::Local => 393_093,
     };
     assert_eq!(most, wanted);
 }
