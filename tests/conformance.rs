@@ -8,6 +8,7 @@ mod ledger_leases;
 mod ledger_parked;
 mod ledger_sessions;
 mod ledger_triggers;
+mod limits;
 pub(crate) mod local;
 mod log_append;
 mod log_erase;
@@ -16,7 +17,7 @@ mod opening;
 
 use cellhook::cell::{Ledger, Log, Name, NewDatastore};
 use cellhook::store::memory::{MemoryLedger, MemoryLog};
-use cellhook::store::{Config, Durability, Store};
+use cellhook::store::{Config, Durability, Kind, Store};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,6 +29,19 @@ pub(crate) trait Fixture: Send + Sync + 'static {
     fn log(&self, shards: u32) -> BoxFuture<'_, Arc<dyn Log>>;
     /// A group without anything.
     fn ledger(&self) -> BoxFuture<'_, Arc<dyn Ledger>>;
+    /// Which implementation it is.
+    fn of(&self) -> Of;
+}
+
+/// The implementations, where they differ: `docs/differences.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// The twins in memory.
+    Memory,
+    /// The engine of the embedded store, wherever it keeps its data.
+    Embedded,
+    /// Amazon's DynamoDB Local.
+    Local,
 }
 
 /// A case with its name.
@@ -52,6 +66,7 @@ pub(crate) async fn hold(fixture: Arc<dyn Fixture>) {
         ledger_triggers::CASES,
         ledger_leases::CASES,
         ledger_parked::CASES,
+        limits::CASES,
     ];
     let (mut failed, mut count) = (Vec::new(), 0);
     for (name, case) in modules.concat() {
@@ -97,6 +112,13 @@ impl Fixture for OnStore {
             self.store.ledger(&group).await.unwrap()
         })
     }
+
+    fn of(&self) -> Of {
+        match self.store.kind() {
+            Kind::Embedded => Of::Embedded,
+            Kind::Dynamodb => Of::Local,
+        }
+    }
 }
 
 /// The config of an embedded store in that directory.
@@ -115,6 +137,10 @@ impl Fixture for InMemory {
 
     fn ledger(&self) -> BoxFuture<'_, Arc<dyn Ledger>> {
         Box::pin(async { Arc::new(MemoryLedger::new()) as Arc<dyn Ledger> })
+    }
+
+    fn of(&self) -> Of {
+        Of::Memory
     }
 }
 
@@ -144,4 +170,15 @@ async fn embedded_file_of_normal_durability_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { durability: Durability::Normal, ..in_dir(&dir) };
     hold(OnStore::fixture(Store::open(&config).await.unwrap())).await;
+}
+
+/// What workers ask for is what is held alike: every request that the error matrix knows is made by some case of the suite.
+#[tokio::test(start_paused = true)]
+async fn every_request_of_a_worker_is_in_the_suite() {
+    let server = crate::errors::server::Server::new();
+    server.watch();
+    hold(OnStore::fixture(Store::over(server.line(true)))).await;
+    let asked = server.seen().asked;
+    let missing: Vec<&str> = crate::errors::statements().into_iter().filter(|name| !asked.contains_key(name)).collect();
+    assert!(missing.is_empty(), "no case makes these requests: {missing:#?}");
 }

@@ -6,6 +6,7 @@ mod cli;
 mod configuration;
 mod conformance;
 mod engine;
+mod errors;
 mod faults;
 mod handlers;
 mod house;

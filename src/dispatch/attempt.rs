@@ -1,6 +1,6 @@
 //! One call from its items to their verdicts: fetch what is missing, call, append what the answer says.
 
-use super::{Item, Trigger};
+use super::{Item, Trigger, trigger::Outage};
 use crate::{
     cell::{
         Call, Cell, CellKey, Epoch, Event, Go, Latest, NewCell, Origin, PutCell, StoreError, Verdict, chain, clock,
@@ -33,8 +33,6 @@ pub struct Ended {
     pub called: bool,
 }
 
-/// Wait before an attempt that could not be prepared because the store did not answer. Not the handler's failure.
-const STORE_WAIT: Duration = Duration::from_secs(1);
 /// Cells of a batch that are prepared at a time.
 const PARALLEL: usize = 16;
 /// Bytes of included cells that one call brings; the cells of a batch that would bring more go into the next one.
@@ -120,7 +118,7 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
             }
             Ok(Some(stored)) => stored.cell,
             Ok(None) => return Err(Verdict::DeadLetter { error: "the cell is no longer in the datastore".into() }),
-            Err(error) => return Err(not_now(&error, "prepare a call")),
+            Err(error) => return Err(not_now(&trigger.reads, &error, "prepare a call")),
         },
         (None, None) => {
             return Err(Verdict::DeadLetter { error: "a damaged range of the log has no cells to call for".into() });
@@ -135,8 +133,11 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
                 let cell = found.map(|stored| (stored.cell.key.ref_key, stored.cell.body));
                 latest.push(Latest { column: column.as_str().into(), cell });
             }
-            Err(error) => return Err(not_now(&error, "prepare a call")),
+            Err(error) => return Err(not_now(&trigger.reads, &error, "prepare a call")),
         }
+    }
+    if item.cell.is_none() || !trigger.config.include.is_empty() {
+        trigger.reads.over();
     }
     Ok(Event {
         cell,
@@ -149,9 +150,10 @@ async fn prepare(trigger: &Trigger, epoch: Epoch, item: &Item) -> Result<Event, 
     })
 }
 
-fn not_now(error: &StoreError, what: &str) -> Verdict {
+/// The store's failure and not the handler's: no attempt.
+fn not_now(outage: &Outage, error: &StoreError, what: &str) -> Verdict {
     tracing::warn!(error = %chain(error), "cannot {what}; trying again");
-    Verdict::Snooze { after: STORE_WAIT.mul_f64(0.5 + fastrand::f64()) }
+    Verdict::Snooze { after: outage.wait() }
 }
 
 /// Appends what a `done` brings; it counts only then.
@@ -201,10 +203,13 @@ async fn append(trigger: &Trigger, cell: Cell, answer: Verdict) -> Verdict {
                 format!("the cell {}/{}/{} of the answer is refused: {refusal}", key.row_key, key.column, key.ref_key)
             }
             // Not the handler's failure. The same call again brings the same cells, and those that are stored count.
-            Err(PutError::Store(error)) if error.kind.may_pass() => return not_now(&error, "append the answer"),
+            Err(PutError::Store(error)) if error.kind.may_pass() => {
+                return not_now(&trigger.appends, &error, "append the answer");
+            }
             Err(PutError::Store(error)) => format!("the answer could not be appended: {}", chain(&*error)),
         };
         return Verdict::failed(error);
     }
+    trigger.appends.over();
     Verdict::done()
 }

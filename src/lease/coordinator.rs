@@ -47,6 +47,8 @@ const SWEEP_PATIENT: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(30);
 /// Rest before a shard whose lease was lost is claimed again.
 const REST_LOST: Duration = Duration::from_secs(1);
+/// So often in a row a free lease whose claim was refused is claimed again at once, with what the refusal told.
+const SURPRISES: u32 = 3;
 /// Claims and releases under way at a time.
 const PARALLEL: usize = 16;
 /// Claims in one turn of the loop, so that it turns while thousands are claimed.
@@ -186,6 +188,7 @@ impl Coordinator {
             let (pulse_sender, pulse) = watch::channel(Pulse::default());
             let heart =
                 heart::beat(self.ledger.clone(), self.config.clone(), me.clone(), self.fence.clone(), pulse_sender);
+            let opened = clock::now();
             let mut tenure = Tenure::new(&mut self, me.clone(), pulse);
             let over = tokio::select! {
                 biased;
@@ -204,6 +207,10 @@ impl Coordinator {
             match over {
                 Over::Left => return,
                 Over::Dead => metrics::session_lost(),
+            }
+            if clock::since(opened) < self.config.session {
+                // Nobody can have found it silent for its length: who opened the next one at once would soon open thousands.
+                rest(self.config.heartbeat, &stop).await;
             }
             // The tasks of the old session end by themselves; what they still say is about the past.
             while self.ended.try_recv().is_ok() {}
@@ -248,19 +255,17 @@ impl Coordinator {
                     tracing::info!(session = %id, "session opened");
                     return Some((id, guard));
                 }
-                Ok(Answer::Refused(_)) => {}
+                // Whether it was stored or not: an id is never tried twice, and an orphan is found dead.
+                Ok(Answer::Refused(_)) => {
+                    failures += 1;
+                    tracing::error!(failures, "a session is refused, though its id was never used; trying another");
+                }
                 Err(error) => {
-                    // Whether it was stored or not: an id is never tried twice, and an orphan is found dead.
                     failures += 1;
                     tracing::error!(error = %chain(&error), failures, "cannot open a session; trying again");
-                    let wait = Duration::from_millis(500) * (1 << failures.min(5));
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => {}
-                        () = clock::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
-                    }
                 }
             }
+            rest(Duration::from_millis(500) * (1 << failures.min(5)), stop).await;
         }
     }
 }
@@ -300,6 +305,8 @@ struct Tenure<'a> {
     /// Since when some wanted shard has another owner.
     waiting_since: Option<Instant>,
     read_failures: u32,
+    /// Turns in a row in which a claim was refused on a lease that is free.
+    surprises: u32,
     swept: bool,
     draining: Option<Draining>,
     /// Hand-overs that are not told yet, and when they will be.
@@ -343,6 +350,7 @@ impl<'a> Tenure<'a> {
             next_sweep: now,
             waiting_since: None,
             read_failures: 0,
+            surprises: 0,
             swept: false,
             draining: None,
             handed_over: Moves::default(),
@@ -473,7 +481,7 @@ impl<'a> Tenure<'a> {
             Ok(Answer::Refused(Some(session))) if session.state == SessionState::Dead => {}
             Ok(Answer::Refused(_)) => return false,
             Err(error) => {
-                tracing::debug!(%error, session = %id, "could not declare it dead");
+                tracing::warn!(error = %chain(&error), session = %id, "its heartbeat stood still, and it could not be declared dead");
                 return false;
             }
         }
@@ -707,10 +715,17 @@ impl<'a> Tenure<'a> {
         }
         // Absence is not death: an owner without an item gets one.
         for owner in absent {
-            // Unanswered: the next reading shows it.
-            if let Ok(Answer::Accepted(_)) = self.home.ledger.declare_dead(&owner, None).await {
-                self.sessions.insert(owner, SessionState::Dead);
-                self.next_reading = now;
+            match self.home.ledger.declare_dead(&owner, None).await {
+                Ok(Answer::Accepted(_)) => {
+                    self.sessions.insert(owner, SessionState::Dead);
+                    self.next_reading = now;
+                }
+                // The next reading shows it.
+                Ok(Answer::Refused(_)) => {}
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, session = %owner, "it holds shards and is not there, and could not be declared dead");
+                }
             }
         }
         free.retain(|(shard, seen)| self.is_ours(shard, seen.as_ref()));
@@ -729,6 +744,7 @@ impl<'a> Tenure<'a> {
         // Handed over by a worker that is still there, on the plan's account; not by one that left before this one came.
         let others = self.watchman.roster().len() > 1;
         let mut moves = Moves::default();
+        let mut surprised = Vec::new();
         for (shard, seen, claimed) in claims {
             match claimed {
                 Claimed::Held(lease) => {
@@ -747,7 +763,7 @@ impl<'a> Tenure<'a> {
                     waiting = true;
                     if self.is_vacant(lease.as_ref()) {
                         // What was known of the lease was old; it is free after all.
-                        more = true;
+                        surprised.push(shard.clone());
                     } else {
                         vacant.remove(&shard);
                     }
@@ -763,6 +779,13 @@ impl<'a> Tenure<'a> {
             }
         }
         moves.tell();
+        self.surprises = if surprised.is_empty() { 0 } else { self.surprises.saturating_add(1) };
+        if self.surprises <= SURPRISES {
+            more |= !surprised.is_empty();
+        } else {
+            let until = clock::now() + REST_LOST;
+            self.resting.extend(surprised.into_iter().map(|shard| (shard, until)));
+        }
         self.vacancies.are(&vacant, clock::now());
         self.waiting_since = waiting.then(|| self.waiting_since.unwrap_or(now));
         if more {
@@ -832,6 +855,15 @@ impl<'a> Tenure<'a> {
             }
             changed
         });
+    }
+}
+
+/// Waits, with half of it jitter, or until `stop`.
+async fn rest(wait: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = clock::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
     }
 }
 

@@ -34,6 +34,9 @@ use tokio::{
 
 /// Lane changes of one write; the lease takes one action, and the store's transactions hold 100.
 const LANE_CHANGES_MAX: usize = 90;
+/// Checkpoints of one write; an expression of the store ends at 4 KB. More than the 32 triggers that a source has, since those that
+/// were replaced write until they have finished.
+const CHECKPOINTS_MAX: usize = 64;
 /// Cells that one read is aimed at.
 const READ_CELLS: usize = 1000;
 /// Bytes that one read is aimed at, in memory.
@@ -144,7 +147,8 @@ pub(super) struct Work {
     segment_bytes: usize,
     /// Not read before then.
     read_rests: Option<Instant>,
-    read_failures: u32,
+    /// Where the last read failed, and how many did in a row. A read elsewhere, for a cursor that is further, ends nothing.
+    read_failed: Option<(AddedId, u32)>,
     stopped: Option<String>,
     /// The cursor that was read for last.
     turn: u64,
@@ -209,7 +213,7 @@ impl Work {
             read_segments: 1,
             segment_bytes: segment::RAW_MAX,
             read_rests: None,
-            read_failures: 0,
+            read_failed: None,
             stopped: None,
             turn: 0,
             books: None.into(),
@@ -387,7 +391,8 @@ impl Work {
         if busy && late && !std::mem::replace(&mut self.late_told, true) {
             tracing::warn!(shard = %self.home.shard, "calls still run at the drain deadline: they will be made again");
         }
-        if (!busy || late) && !self.booking && self.cursors.values().all(|held| held.is_written()) {
+        let rests = self.write_rests.is_some_and(|until| until > now.instant);
+        if (!busy || late) && !self.booking && !rests && self.cursors.values().all(|held| held.is_written()) {
             self.start_write(true);
         }
     }
@@ -412,6 +417,7 @@ impl Work {
         by(self.give_by.filter(|by| *by > now.instant));
         if !self.booking {
             by(self.write_due().map(|due| self.write_rests.map_or(due, |rests| rests.max(due))));
+            by(self.write_rests.filter(|rests| self.give_by.is_some() && *rests > now.instant));
             if self.may_start() {
                 by(self.start_rests);
             }
@@ -539,8 +545,10 @@ impl Work {
         let now = clock::now();
         match result {
             Ok(run) => {
-                self.read_failures = 0;
-                self.stopped = None;
+                let stands = |at| self.cursors.values().any(|held| held.cursor.at() == at);
+                if self.read_failed.is_none_or(|(at, _)| at == after || !stands(at)) {
+                    (self.read_failed, self.stopped) = (None, None);
+                }
                 if run.end(after) == after {
                     // The tip was heard of before this read could see it.
                     self.read_rests = Some(now + Duration::from_millis(20));
@@ -558,17 +566,18 @@ impl Work {
                 self.aim(segments, cells, bytes);
             }
             Err(error) => {
-                self.read_failures += 1;
+                let failures = self.read_failed.map_or(0, |(_, failures)| failures) + 1;
+                self.read_failed = Some((after, failures));
                 let text = chain(&error);
                 let passing = error.may_pass();
-                if self.stopped.as_ref() != Some(&text) && (!passing || self.read_failures == 3) {
+                if self.stopped.as_ref() != Some(&text) && (!passing || failures == 3) {
                     tracing::error!(shard = %self.home.shard, error = text, "this shard cannot be read");
                     if let TailError::Hole { .. } = error {
                         metrics::hole_met(self.home.shard.source.as_str());
                     }
                     self.stopped = Some(text);
                 }
-                let rest = if passing { rest(self.read_failures) } else { STOPPED_REST };
+                let rest = if passing { rest(failures) } else { STOPPED_REST };
                 self.read_rests = Some(now + rest.mul_f64(0.5 + fastrand::f64() / 2.0));
             }
         }
@@ -682,6 +691,10 @@ impl Work {
             if held.retired || held.cursor.is_clean() && !release {
                 continue;
             }
+            if self.written.len() == CHECKPOINTS_MAX {
+                // The others are written next. A release comes when all are.
+                break;
+            }
             let (checkpoint, lanes) = held.cursor.fill(room);
             room -= lanes.len();
             lease_write.checkpoints.insert(held.cursor.trigger().record.id.clone(), checkpoint);
@@ -736,7 +749,10 @@ impl Work {
                 return self.on_started(cursors, now);
             }
             Books::Wrote(Wrote::Accepted) => {
-                self.lane_refusals = 0;
+                if self.give_by.is_none() {
+                    // A hand-over that is refused is followed by writes that are not.
+                    self.lane_refusals = 0;
+                }
                 for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
                     held.cursor.written(now);
                 }

@@ -150,8 +150,11 @@ pub async fn trim(
         return Ok(deleted);
     }
     let to = if planted::is("a trim passes the checkpoints") { AddedId(to.0 + 5) } else { to };
-    // Refused: it is as high already, or higher.
-    patiently(|| log.raise_trim(shard, to)).await?;
+    // Refused: it is as high already, or higher. If it is not, the tables are not those that were looked at.
+    let to = match patiently(|| log.raise_trim(shard, to)).await? {
+        true => to,
+        false => patiently(|| log.tip(shard)).await?.map_or(AddedId(0), |tip| to.min(tip.trimmed_to)),
+    };
     // A trigger may have been registered, or rewound, since the place was chosen: from now on none begins below it.
     let keeper = first_keeper(log, groups, shard).await?.filter(|_| !planted::is("a trim passes the checkpoints"));
     let to = keeper.map_or(to, |keeper| to.min(keeper.low));

@@ -11,15 +11,6 @@ use aws_sdk_dynamodb::{
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use std::error::Error;
 
-/// Whether a request changes anything: decides what an answer that cannot be used means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// It was a read.
-    Read,
-    /// It was a write.
-    Write,
-}
-
 /// An error that the service named.
 #[derive(Debug, thiserror::Error)]
 #[error("{code}: {message}")]
@@ -49,16 +40,11 @@ impl Untold {
 }
 
 /// The error of a request to `table`.
-pub(crate) fn failed<E>(
-    access: Access,
-    table: &str,
-    operation: &'static str,
-    error: SdkError<E, HttpResponse>,
-) -> StoreError
+pub(crate) fn failed<E>(table: &str, operation: &'static str, error: SdkError<E, HttpResponse>) -> StoreError
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
-    let kind = kind_of(access, &error);
+    let kind = kind_of(&error);
     let told = error.as_service_error().and_then(|told| Some((told.code()?, told.message())));
     let source: Box<dyn Error + Send + Sync> = match told {
         Some((code, message)) => {
@@ -69,16 +55,16 @@ where
     StoreError { kind, table: table.to_owned(), operation, source: Some(source) }
 }
 
-fn kind_of<E: ProvideErrorMetadata + Error + 'static>(access: Access, error: &SdkError<E, HttpResponse>) -> ErrorKind {
+fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpResponse>) -> ErrorKind {
     match error {
         SdkError::ServiceError(told) => match told.err().code() {
             Some(code) => kind_of_code(code),
-            // So the SDK tells of a body that came whole and that it cannot parse.
-            None if access == Access::Read && told.raw().status().is_success() => ErrorKind::Undecodable,
+            // So the SDK tells of a body that it cannot parse. DynamoDB sends no such: something between wrote it, or cut it, which
+            // says nothing about what is stored. (Taken for damage, a segment that is well would be parked as lost.)
             None => ErrorKind::Unanswered,
         },
         SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => kind_of_chain(error),
-        // Among them `ResponseError`: the body was cut on its way, which says nothing about what is stored.
+        // Among them `ResponseError`: the body was cut on its way.
         _ => ErrorKind::Unanswered,
     }
 }
@@ -166,7 +152,7 @@ pub(crate) fn refused_transaction(
     const OPERATION: &str = "TransactWriteItems";
     let canceled = match error.as_service_error() {
         Some(TransactWriteItemsError::TransactionCanceledException(canceled)) => canceled.cancellation_reasons(),
-        _ => return Err(failed(Access::Write, table, OPERATION, error)),
+        _ => return Err(failed(table, OPERATION, error)),
     };
     let code = |reason: &CancellationReason| reason.code().unwrap_or("None").to_owned();
     let told = |message: Vec<String>| -> Option<Box<dyn Error + Send + Sync>> {
@@ -234,32 +220,29 @@ mod tests {
             ("UnknownOperationException", ErrorKind::Invalid),
             ("SomethingNew", ErrorKind::Unanswered),
         ] {
-            let error = failed(Access::Read, "x.cells", "GetItem", told(code));
+            let error = failed("x.cells", "GetItem", told(code));
             assert_eq!(error.kind, kind, "{code}");
             assert_eq!(error.source().unwrap().to_string(), format!("{code}: why"));
         }
     }
 
     #[test]
-    fn a_silent_failure_leaves_a_write_open() {
-        let kind = |access, error| failed::<GetItemError>(access, "t", "GetItem", error).kind;
-        let timeout = || SdkError::timeout_error("slow");
-        assert_eq!(kind(Access::Write, timeout()), ErrorKind::Unanswered);
+    fn a_failure_without_a_usable_answer_says_nothing_about_what_is_stored() {
+        let kind = |error| failed::<GetItemError>("t", "GetItem", error).kind;
+        assert_eq!(kind(SdkError::timeout_error("slow")), ErrorKind::Unanswered);
         let refused = SdkError::dispatch_failure(ConnectorError::io("connection refused".into()));
-        assert_eq!(kind(Access::Write, refused), ErrorKind::Unanswered);
+        assert_eq!(kind(refused), ErrorKind::Unanswered);
         // So the SDK tells of a body that was cut on its way (`read_body` failed).
         let cut = |status| SdkError::response_error("connection reset", response(status));
-        assert_eq!(kind(Access::Write, cut(200)), ErrorKind::Unanswered);
-        assert_eq!(kind(Access::Read, cut(200)), ErrorKind::Unanswered, "a flapping link damages nothing");
-        assert_eq!(kind(Access::Read, cut(503)), ErrorKind::Unanswered);
+        assert_eq!(kind(cut(200)), ErrorKind::Unanswered, "a flapping link damages nothing");
+        assert_eq!(kind(cut(503)), ErrorKind::Unanswered);
         // And so of one that came whole and does not parse.
-        let garbled = || SdkError::service_error(GetItemError::unhandled("no JSON"), response(200));
-        assert_eq!(kind(Access::Write, garbled()), ErrorKind::Unanswered);
-        assert_eq!(kind(Access::Read, garbled()), ErrorKind::Undecodable);
+        let garbled = SdkError::service_error(GetItemError::unhandled("no JSON"), response(200));
+        assert_eq!(kind(garbled), ErrorKind::Unanswered);
         let nobody = ConnectorError::other("the credential provider was not enabled".into(), None);
-        assert_eq!(kind(Access::Write, SdkError::dispatch_failure(nobody)), ErrorKind::Credentials);
+        assert_eq!(kind(SdkError::dispatch_failure(nobody)), ErrorKind::Credentials);
         let never = SdkError::dispatch_failure(ConnectorError::other(Trouble::not_executed("disk full").into(), None));
-        let error = failed::<GetItemError>(Access::Write, "t", "PutItem", never);
+        let error = failed::<GetItemError>("t", "PutItem", never);
         assert_eq!(error.kind, ErrorKind::Broken);
         assert_eq!(error.source().unwrap().to_string(), "dispatch failure: other: disk full");
     }

@@ -2,7 +2,7 @@
 
 mod triggers;
 
-use super::failure::{Access, Reason, failed, refused_transaction, undecodable, unreadable_after};
+use super::failure::{Reason, failed, refused_transaction, undecodable, unreadable_after};
 use super::items::{self, Impossible, Item, n, s};
 use super::log::{PAGES_MAX, QUERY_LIMIT, endless, follow, unbuilt};
 use super::tables::GroupTables;
@@ -140,7 +140,7 @@ impl DynamoLedger {
                 Some(UpdateItemError::ConditionalCheckFailedException(told)) => {
                     self.refused(told.item.clone(), OPERATION, decode)
                 }
-                _ => Err(failed(Access::Write, &self.tables.control, OPERATION, error)),
+                _ => Err(failed(&self.tables.control, OPERATION, error)),
             },
         }
     }
@@ -169,7 +169,7 @@ impl DynamoLedger {
                 Some(PutItemError::ConditionalCheckFailedException(told)) => {
                     self.refused(told.item.clone(), OPERATION, decode)
                 }
-                _ => Err(failed(Access::Write, &self.tables.control, OPERATION, error)),
+                _ => Err(failed(&self.tables.control, OPERATION, error)),
             },
         }
     }
@@ -199,7 +199,7 @@ impl DynamoLedger {
         const OPERATION: &str = "GetItem";
         let get = self.client.get_item().table_name(&self.tables.control).set_key(Some(key));
         let answer = get.consistent_read(true).send().await;
-        let answer = answer.map_err(|error| failed(Access::Read, &self.tables.control, OPERATION, error))?;
+        let answer = answer.map_err(|error| failed(&self.tables.control, OPERATION, error))?;
         let item = answer.item.map(decode).transpose();
         item.map_err(|why| undecodable(&self.tables.control, OPERATION, why))
     }
@@ -221,13 +221,14 @@ impl DynamoLedger {
             .on("#owner = :me AND #epoch = :epoch AND #seq < :seq");
         for (at, (trigger, checkpoint)) in write.checkpoints.iter().enumerate() {
             change = change
-                .name("#all", "checkpoints")
-                .name("#low", "low")
+                // In short: an expression ends at 4 KB, and this makes room for 64 triggers.
+                .name("#a", "checkpoints")
+                .name("#l", "low")
                 .name(&format!("#t{at}"), trigger.as_str())
                 .value(&format!(":c{at}"), items::checkpoint_value(checkpoint))
                 .value(&format!(":l{at}"), n(checkpoint.low))
-                .set(format!("#all.#t{at} = :c{at}"))
-                .on(format!("(attribute_not_exists(#all.#t{at}) OR #all.#t{at}.#low <= :l{at})"));
+                .set(format!("#a.#t{at} = :c{at}"))
+                .on(format!("(attribute_not_exists(#a.#t{at}) OR #a.#t{at}.#l <= :l{at})"));
         }
         if write.release {
             change.remove.push("#owner");
@@ -344,7 +345,7 @@ impl Ledger for DynamoLedger {
             match delete.send().await {
                 Ok(_) => Ok(()),
                 Err(SdkError::ServiceError(told)) if told.err().is_conditional_check_failed_exception() => Ok(()),
-                Err(error) => Err(failed(Access::Write, &self.tables.control, "DeleteItem", error)),
+                Err(error) => Err(failed(&self.tables.control, "DeleteItem", error)),
             }
         })
     }
@@ -523,7 +524,7 @@ impl Ledger for DynamoLedger {
                 let page = i32::try_from(limit - found.len()).map_or(QUERY_LIMIT, |left| left.clamp(1, QUERY_LIMIT));
                 let scan = self.client.scan().table_name(table).consistent_read(true).limit(page);
                 let answer = scan.set_exclusive_start_key(start).send().await;
-                let answer = answer.map_err(|error| failed(Access::Read, table, OPERATION, error))?;
+                let answer = answer.map_err(|error| failed(table, OPERATION, error))?;
                 for item in answer.items.unwrap_or_default() {
                     found.push(items::parked_anywhere(item).map_err(|why| undecodable(table, OPERATION, why))?);
                 }

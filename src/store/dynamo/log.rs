@@ -1,6 +1,6 @@
 //! The trait `Log` over the tables of a datastore.
 
-use super::failure::{Access, Reason, failed, refused_transaction, undecodable};
+use super::failure::{Reason, failed, refused_transaction, undecodable};
 use super::items::{self, FoundDatastore, Item, b, n, s};
 use super::tables::DatastoreTables;
 use crate::cell::{
@@ -163,7 +163,7 @@ fn applied<T>(
     match answer {
         Ok(_) => Ok(true),
         Err(SdkError::ServiceError(told)) if told.err().is_conditional_check_failed_exception() => Ok(false),
-        Err(error) => Err(failed(Access::Write, table, "UpdateItem", error)),
+        Err(error) => Err(failed(table, "UpdateItem", error)),
     }
 }
 
@@ -173,7 +173,7 @@ pub(super) async fn follow(table: &str, query: QueryFluentBuilder, enough: usize
     let mut start = None;
     for _ in 0..PAGES_MAX {
         let answer = query.clone().set_exclusive_start_key(start).send().await;
-        let answer = answer.map_err(|error| failed(Access::Read, table, "Query", error))?;
+        let answer = answer.map_err(|error| failed(table, "Query", error))?;
         found.extend(answer.items.unwrap_or_default());
         start = answer.last_evaluated_key;
         if start.is_none() || found.len() >= enough {
@@ -208,7 +208,7 @@ impl Log for DynamoLog {
         Box::pin(async move {
             let get = self.client.get_item().table_name(&self.tables.cells).set_key(Some(items::cell_key(key)));
             let answer = get.consistent_read(true).send().await;
-            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.cells, "GetItem", error))?;
+            let answer = answer.map_err(|error| failed(&self.tables.cells, "GetItem", error))?;
             answer.item.map(|item| self.decode_cell(item, "GetItem")).transpose()
         })
     }
@@ -301,7 +301,7 @@ impl Log for DynamoLog {
             let key = items::segment_key(shard, last);
             let get = self.client.get_item().table_name(&self.tables.log).set_key(Some(key)).consistent_read(true);
             let answer = get.send().await;
-            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.log, "GetItem", error))?;
+            let answer = answer.map_err(|error| failed(&self.tables.log, "GetItem", error))?;
             let found = answer.item.map(|item| items::segment(shard, item)).transpose();
             found.map_err(|why| undecodable(&self.tables.log, "GetItem", why))
         })
@@ -348,7 +348,7 @@ impl Log for DynamoLog {
         Box::pin(async move {
             let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(self.tip_key(shard)));
             let answer = get.consistent_read(true).send().await;
-            let answer = answer.map_err(|error| failed(Access::Read, &self.tables.tips, "GetItem", error))?;
+            let answer = answer.map_err(|error| failed(&self.tables.tips, "GetItem", error))?;
             answer.item.map(|item| self.decode_tip(self.datastore.bucket(shard), item, "GetItem")).transpose()
         })
     }
@@ -373,7 +373,7 @@ impl Log for DynamoLog {
         Box::pin(async move {
             let delete = self.client.delete_item().table_name(&self.tables.log);
             let answer = delete.set_key(Some(items::segment_key(shard, last))).send().await;
-            answer.map_err(|error| failed(Access::Write, &self.tables.log, "DeleteItem", error))?;
+            answer.map_err(|error| failed(&self.tables.log, "DeleteItem", error))?;
             Ok(())
         })
     }
@@ -443,7 +443,7 @@ impl Log for DynamoLog {
                 .expression_attribute_names("#shard", "shard")
                 .expression_attribute_values(":group", AttributeValue::Ss(vec![group.to_string()]));
             let answer = update.send().await;
-            answer.map_err(|error| failed(Access::Write, &self.tables.tips, "UpdateItem", error))?;
+            answer.map_err(|error| failed(&self.tables.tips, "UpdateItem", error))?;
             Ok(())
         })
     }
@@ -469,7 +469,7 @@ impl Log for DynamoLog {
                 let [index, of] = [slice.index, slice.of].map(|number| i32::try_from(number).unwrap_or(i32::MAX));
                 scan = scan.segment(index).total_segments(of);
             }
-            let answer = scan.send().await.map_err(|error| failed(Access::Read, table, OPERATION, error))?;
+            let answer = scan.send().await.map_err(|error| failed(table, OPERATION, error))?;
             let place = |item: &Item| items::scan_place(item).map_err(|why| undecodable(table, OPERATION, why));
             let mut scanned =
                 Scanned { next: answer.last_evaluated_key.as_ref().map(place).transpose()?, ..Scanned::default() };
@@ -513,7 +513,7 @@ impl DynamoLog {
     async fn own_item(&self) -> Result<Option<Item>, StoreError> {
         let get = self.client.get_item().table_name(&self.tables.tips).set_key(Some(items::datastore_key()));
         let answer = get.consistent_read(true).send().await;
-        Ok(answer.map_err(|error| failed(Access::Read, &self.tables.tips, "GetItem", error))?.item)
+        Ok(answer.map_err(|error| failed(&self.tables.tips, "GetItem", error))?.item)
     }
 
     /// One batch of reads, and what the store left unread of it: an answer ends at 16 MB, or sooner when it is busy.
@@ -527,7 +527,7 @@ impl DynamoLog {
             let wanted = KeysAndAttributes::builder().set_keys(Some(left)).consistent_read(true).build();
             let wanted = wanted.map_err(|error| unbuilt(table, error))?;
             let answer = self.client.batch_get_item().request_items(table, wanted).send().await;
-            let answer = answer.map_err(|error| failed(Access::Read, table, OPERATION, error))?;
+            let answer = answer.map_err(|error| failed(table, OPERATION, error))?;
             let items = answer.responses.and_then(|mut tables| tables.remove(table)).unwrap_or_default();
             left =
                 answer.unprocessed_keys.and_then(|mut tables| tables.remove(table)).map_or_else(Vec::new, |k| k.keys);
@@ -559,7 +559,7 @@ impl DynamoLog {
             }
             _ => false,
         };
-        let error = failed(Access::Read, &self.tables.log, "TransactGetItems", error);
+        let error = failed(&self.tables.log, "TransactGetItems", error);
         if conflict { StoreError { kind: ErrorKind::Conflict, ..error } } else { error }
     }
 }

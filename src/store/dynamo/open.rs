@@ -1,6 +1,6 @@
 //! Opening a store: the clients, and what is checked before anybody works with the tables.
 
-use super::failure::{Access, failed, undecodable};
+use super::failure::{failed, undecodable};
 use super::items::{self, FoundDatastore};
 use super::ledger::DynamoLedger;
 use super::log::DynamoLog;
@@ -320,7 +320,7 @@ impl Store {
             Ok(_) => true,
             Err(error) => match error.as_service_error() {
                 Some(PutItemError::ConditionalCheckFailedException(_)) => false,
-                _ => return Err(failed(Access::Write, &names.tips, "PutItem", error).into()),
+                _ => return Err(failed(&names.tips, "PutItem", error).into()),
             },
         };
         // Read in either case: what is told is what is stored.
@@ -430,7 +430,7 @@ impl Store {
     ) -> Result<Datastore, OpenError> {
         let get = self.data.get_item().table_name(&tables.tips).set_key(Some(items::datastore_key()));
         let answer = get.consistent_read(true).send().await;
-        let answer = answer.map_err(|error| failed(Access::Read, &tables.tips, "GetItem", error))?;
+        let answer = answer.map_err(|error| failed(&tables.tips, "GetItem", error))?;
         let Some(item) = answer.item else {
             return Err(OpenError::Unfinished(tables.tips.clone()));
         };

@@ -4,7 +4,7 @@
 //! and looking again, until nothing differs: so an answer that got lost needs no other care, and a table that is just being
 //! changed is waited for.
 
-use super::failure::{Access, failed};
+use super::failure::failed;
 use super::tables::Table;
 use crate::cell::{ErrorKind, StoreError};
 use aws_sdk_dynamodb::{
@@ -162,22 +162,22 @@ impl Change {
                 let (mode, units) = modes(*billing);
                 let update = client.update_table().table_name(table).billing_mode(mode);
                 let answer = update.set_provisioned_throughput(units).send().await;
-                answer.map(drop).map_err(|error| failed(Access::Write, table, "UpdateTable", error))
+                answer.map(drop).map_err(|error| failed(table, "UpdateTable", error))
             }
             Self::DeletionProtection(on) => {
                 let answer = client.update_table().table_name(table).deletion_protection_enabled(*on).send().await;
-                answer.map(drop).map_err(|error| failed(Access::Write, table, "UpdateTable", error))
+                answer.map(drop).map_err(|error| failed(table, "UpdateTable", error))
             }
             Self::PointInTimeRecovery(on) => {
                 let to = PointInTimeRecoverySpecification::builder().point_in_time_recovery_enabled(*on).build();
                 let to = to.expect("on or off is set");
                 let update = client.update_continuous_backups().table_name(table);
                 let answer = update.point_in_time_recovery_specification(to).send().await;
-                answer.map(drop).map_err(|error| failed(Access::Write, table, "UpdateContinuousBackups", error))
+                answer.map(drop).map_err(|error| failed(table, "UpdateContinuousBackups", error))
             }
             Self::Tag(key, value) => {
                 let answer = client.tag_resource().resource_arn(arn).tags(tag(key, value)).send().await;
-                answer.map(drop).map_err(|error| failed(Access::Write, table, "TagResource", error))
+                answer.map(drop).map_err(|error| failed(table, "TagResource", error))
             }
         }
     }
@@ -206,7 +206,7 @@ pub(super) fn modes(billing: Billing) -> (BillingMode, Option<ProvisionedThrough
 
 async fn recoverable(client: &Client, table: &str) -> Result<bool, StoreError> {
     let answer = client.describe_continuous_backups().table_name(table).send().await;
-    let answer = answer.map_err(|error| failed(Access::Read, table, "DescribeContinuousBackups", error))?;
+    let answer = answer.map_err(|error| failed(table, "DescribeContinuousBackups", error))?;
     let status = answer.continuous_backups_description.and_then(|told| told.point_in_time_recovery_description);
     let status = status.and_then(|told| told.point_in_time_recovery_status);
     Ok(status == Some(PointInTimeRecoveryStatus::Enabled))
@@ -217,7 +217,7 @@ async fn tags(client: &Client, table: &str, arn: &str) -> Result<BTreeMap<String
     let mut next = None;
     for _ in 0..TAG_PAGES_MAX {
         let answer = client.list_tags_of_resource().resource_arn(arn).set_next_token(next).send().await;
-        let answer = answer.map_err(|error| failed(Access::Read, table, "ListTagsOfResource", error))?;
+        let answer = answer.map_err(|error| failed(table, "ListTagsOfResource", error))?;
         found.extend(answer.tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)));
         next = answer.next_token;
         if next.is_none() {
@@ -277,7 +277,7 @@ enum Look {
 
 async fn look(client: &Client, table: &Table, settings: &TableSettings) -> Result<Look, StoreError> {
     let answer = client.describe_table().table_name(&table.name).send().await;
-    let answer = answer.map_err(|error| failed(Access::Read, &table.name, "DescribeTable", error))?;
+    let answer = answer.map_err(|error| failed(&table.name, "DescribeTable", error))?;
     let Some(description) = answer.table else { return Ok(Look::Busy) };
     if !table.has_keys_of(&description) {
         return Ok(Look::Foreign);

@@ -1,6 +1,6 @@
 //! The tables: their names, their keys, how they are made and how their absence is noticed.
 
-use super::failure::{Access, failed};
+use super::failure::failed;
 use super::items::{self, Item, s};
 use super::settings::{Billing, TableSettings, modes, tag};
 use crate::cell::{AddedId, ErrorKind, Name, ShardId, StoreError};
@@ -96,7 +96,7 @@ impl Table {
     /// Looks whether it is there.
     pub(crate) async fn look(&self, client: &Client) -> Result<Found, StoreError> {
         let get = client.get_item().table_name(&self.name).set_key(Some(self.probe.clone())).send().await;
-        match get.map_err(|error| failed(Access::Read, &self.name, "GetItem", error)) {
+        match get.map_err(|error| failed(&self.name, "GetItem", error)) {
             Ok(_) => Ok(Found::Ready),
             Err(error) if error.kind == ErrorKind::MissingTable => Ok(Found::Missing),
             Err(error) if error.kind == ErrorKind::Invalid => Ok(Found::Foreign),
@@ -135,7 +135,7 @@ impl Table {
         match create.send().await {
             Ok(_) => Ok(true),
             Err(error) if error.as_service_error().is_some_and(|told| told.is_resource_in_use_exception()) => Ok(false),
-            Err(error) => Err(failed(Access::Write, &self.name, "CreateTable", error)),
+            Err(error) => Err(failed(&self.name, "CreateTable", error)),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! One group in memory.
 
 use crate::cell::{
-    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis, Name, Nudge,
-    Out, Parked, Session, SessionId, SessionState, ShardRef, TriggerId, TriggerRecord, TriggerState, Written, planted,
+    AddedId, Answer, Checkpoint, Epoch, ErrorKind, Incarnation, Lane, LaneChange, Lease, LeaseWrite, Ledger, Millis,
+    Name, Nudge, Out, Parked, Session, SessionId, SessionState, ShardRef, StoreError, TriggerId, TriggerRecord,
+    TriggerState, Written, planted,
 };
 use std::{
     collections::BTreeMap,
@@ -38,6 +39,15 @@ impl MemoryLedger {
         // The tables are consistent whenever the lock is free: every change below is made without a panic.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The limit of DynamoDB's transactions.
+const ACTIONS_MAX: usize = 100;
+
+fn too_many_actions<'a, T: Send + 'a>() -> Out<'a, T> {
+    let (kind, table) = (ErrorKind::Invalid, "control".to_owned());
+    let error = StoreError { kind, table, operation: "TransactWriteItems", source: None };
+    Box::pin(std::future::ready(Err(error)))
 }
 
 fn ready<'a, T: Send + 'a>(value: T) -> Out<'a, T> {
@@ -285,6 +295,9 @@ impl Ledger for MemoryLedger {
     }
 
     fn write<'a>(&'a self, write: &'a LeaseWrite) -> Out<'a, Written> {
+        if write.lanes.len() + 1 > ACTIONS_MAX {
+            return too_many_actions();
+        }
         ready(self.tables().write(write))
     }
 
@@ -326,6 +339,9 @@ impl Ledger for MemoryLedger {
     }
 
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
+        if changes.len() > ACTIONS_MAX {
+            return too_many_actions();
+        }
         let mut tables = self.tables();
         let allowed = changes.iter().all(|change| tables.lane_allows(change));
         if allowed {

@@ -105,13 +105,19 @@ fn sort_key(key: &CellKey) -> String {
     format!("{}#{:020}", key.column, key.ref_key)
 }
 
-/// The limits of DynamoDB: 100 actions and 4 MB a transaction, 400 KB an item.
+/// The limits of DynamoDB: 100 actions, each on an item of its own, and 4 MB a transaction; 400 KB an item; 2 KB a partition key,
+/// 1 KB a sort key, none empty.
 fn exceeds_limits(commit: &Commit) -> bool {
     const ITEM_MAX: usize = 400 * 1024;
     // Names and numbers of the other attributes.
     const REST: usize = 100;
     let size = |cell: &NewCell| cell.key.row_key.len() + cell.key.column.len() + cell.body.len() + REST;
     let sizes = commit.cells.iter().map(size).chain([commit.packed.len() + REST]);
+    let is_key = |key: &CellKey| (1..=2048).contains(&key.row_key.len()) && sort_key(key).len() <= 1024;
+    let addresses: BTreeSet<&CellKey> = commit.cells.iter().map(|cell| &cell.key).collect();
+    if addresses.len() < commit.cells.len() || !addresses.into_iter().all(is_key) {
+        return true;
+    }
     commit.cells.len() + 2 > 100 || sizes.clone().any(|size| size > ITEM_MAX) || sizes.sum::<usize>() > 4 << 20
 }
 
