@@ -250,8 +250,7 @@ impl Coordinator {
             let sent = clock::boot();
             match self.ledger.open_session(&session).await {
                 Ok(Answer::Accepted(_)) => {
-                    self.fence.extend(sent + self.config.session.saturating_sub(self.config.heartbeat));
-                    self.fence.reopen();
+                    self.fence.enter(&id, sent + self.config.session.saturating_sub(self.config.heartbeat));
                     tracing::info!(session = %id, "session opened");
                     return Some((id, guard));
                 }

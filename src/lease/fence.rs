@@ -7,7 +7,7 @@
 //! A heartbeat that is accepted later says that nobody declared the session dead; but what was true of the leases may have
 //! changed meanwhile (an operator), so the fence opens again only after the coordinator has read them.
 
-use crate::cell::{clock, planted};
+use crate::cell::{SessionId, clock, planted};
 use std::{
     sync::{
         Arc,
@@ -15,10 +15,20 @@ use std::{
     },
     time::Duration,
 };
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Shared by all that act under one session. Starts closed.
+/// Shared by all that act for one worker. Starts closed.
 #[derive(Clone, Debug, Default)]
-pub struct Fence(Arc<State>);
+pub struct Fence {
+    state: Arc<State>,
+    /// Of whom: 0 for whoever has the session of the moment.
+    of: u64,
+}
+
+/// What a session goes by in a fence; never 0.
+fn mark(session: &SessionId) -> u64 {
+    xxh3_64_with_seed(session.as_str().as_bytes(), 0) | 1
+}
 
 #[derive(Debug)]
 struct State {
@@ -28,15 +38,35 @@ struct State {
     lowest: AtomicU64,
     /// The time ran out once, and nobody has read the leases since.
     lapsed: AtomicBool,
+    /// Whose session it is.
+    session: AtomicU64,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { until: AtomicU64::new(0), lowest: AtomicU64::new(u64::MAX), lapsed: AtomicBool::new(false) }
+        Self {
+            until: AtomicU64::new(0),
+            lowest: AtomicU64::new(u64::MAX),
+            lapsed: AtomicBool::new(false),
+            session: AtomicU64::new(0),
+        }
     }
 }
 
 impl Fence {
+    /// For those who act under this session: closed for good as soon as another one follows it.
+    #[must_use]
+    pub fn of(&self, session: &SessionId) -> Self {
+        Self { state: self.state.clone(), of: mark(session) }
+    }
+
+    /// A session was opened, and is to be trusted until then.
+    pub(super) fn enter(&self, session: &SessionId, until: Duration) {
+        self.state.session.store(mark(session), SeqCst);
+        self.extend(until);
+        self.reopen();
+    }
+
     /// Whether calls may be started and writes be made.
     #[must_use]
     pub fn is_safe(&self) -> bool {
@@ -46,12 +76,16 @@ impl Fence {
     /// How long it stays safe if no further heartbeat is accepted; zero when it is not.
     #[must_use]
     pub fn margin(&self) -> Duration {
-        if self.0.lapsed.load(SeqCst) {
+        let over = self.of != 0 && self.of != self.state.session.load(SeqCst);
+        if over && !planted::is("a new session opens the fence for the one before") {
             return Duration::ZERO;
         }
-        let margin = Duration::from_nanos(self.0.until.load(SeqCst)).saturating_sub(clock::boot());
+        if self.state.lapsed.load(SeqCst) {
+            return Duration::ZERO;
+        }
+        let margin = Duration::from_nanos(self.state.until.load(SeqCst)).saturating_sub(clock::boot());
         if margin.is_zero() {
-            self.0.lapsed.store(true, SeqCst);
+            self.state.lapsed.store(true, SeqCst);
         }
         margin
     }
@@ -60,35 +94,35 @@ impl Fence {
     pub(super) fn extend(&self, until: Duration) {
         // Looks at the old time first: a lapse that nobody noticed counts.
         let margin = self.margin();
-        if self.0.until.load(SeqCst) > 0 {
-            self.0.lowest.fetch_min(u64::try_from(margin.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+        if self.state.until.load(SeqCst) > 0 {
+            self.state.lowest.fetch_min(u64::try_from(margin.as_nanos()).unwrap_or(u64::MAX), SeqCst);
         }
-        self.0.until.fetch_max(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+        self.state.until.fetch_max(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), SeqCst);
     }
 
     /// The least margin that a heartbeat found since this was last asked; `None` when there was no heartbeat.
     #[must_use]
     pub fn take_lowest(&self) -> Option<Duration> {
-        let lowest = self.0.lowest.swap(u64::MAX, SeqCst);
+        let lowest = self.state.lowest.swap(u64::MAX, SeqCst);
         (lowest < u64::MAX).then(|| Duration::from_nanos(lowest))
     }
 
     /// The leases were read after a lapse. Open again if a heartbeat was accepted recently enough.
     pub(super) fn reopen(&self) {
-        self.0.lapsed.store(false, SeqCst);
+        self.state.lapsed.store(false, SeqCst);
     }
 
     /// The session is over, for good.
     pub(super) fn close(&self) {
-        self.0.until.store(0, SeqCst);
-        self.0.lapsed.store(true, SeqCst);
+        self.state.until.store(0, SeqCst);
+        self.state.lapsed.store(true, SeqCst);
     }
 
     /// Whether it lapsed although heartbeats are accepted again.
     pub(super) fn wants_reading(&self) -> bool {
         let _ = self.margin();
-        let until = Duration::from_nanos(self.0.until.load(SeqCst));
-        self.0.lapsed.load(SeqCst) && until > clock::boot()
+        let until = Duration::from_nanos(self.state.until.load(SeqCst));
+        self.state.lapsed.load(SeqCst) && until > clock::boot()
     }
 }
 
@@ -123,5 +157,21 @@ mod tests {
         fence.close();
         fence.reopen();
         assert!(!fence.is_safe());
+    }
+
+    /// What still runs for a dead session is not let in by the next one.
+    #[tokio::test(start_paused = true)]
+    async fn a_new_session_opens_nothing_for_the_one_before() {
+        clock::simulate(Millis(0));
+        let (first, second) = (SessionId::from_stored("first"), SessionId::from_stored("second"));
+        let fence = Fence::default();
+        fence.enter(&first, Duration::from_secs(7));
+        let before = fence.of(&first);
+        assert!(before.is_safe() && fence.is_safe());
+        fence.close();
+        assert!(!before.is_safe());
+        fence.enter(&second, Duration::from_secs(20));
+        assert!(fence.is_safe() && fence.of(&second).is_safe());
+        assert!(!before.is_safe(), "its tasks may not have heard of its end");
     }
 }

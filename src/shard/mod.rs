@@ -86,6 +86,8 @@ struct Home {
     shard: ShardRef,
     cells: Cells,
     me: SessionId,
+    /// Of this session alone.
+    fence: Fence,
     turns: Turns,
     shared: Shared,
 }
@@ -96,7 +98,8 @@ impl Shard {
         let Self { shard, cells, me, grant, triggers, turns, rounds, shared } = self;
         let epoch = grant.borrow().lease.epoch;
         let _silence = Silence(shared.standings.clone(), shard.clone(), epoch);
-        let home = Arc::new(Home { shard, cells, me, turns, shared });
+        let fence = shared.fence.of(&me);
+        let home = Arc::new(Home { shard, cells, me, fence, turns, shared });
         // In a box: what an async function takes by value lies in its future twice, and shards come by the thousand.
         Box::new(Work::new(home, grant, triggers, rounds)).run().await
     }

@@ -98,7 +98,7 @@ async fn cursors(
             lanes: Vec::new(),
             release: false,
         };
-        match write(home.shared.ledger.clone(), home.shared.fence.clone(), &lease_write, trouble).await {
+        match write(home.shared.ledger.clone(), home.fence.clone(), &lease_write, trouble).await {
             Wrote::Accepted => {
                 lease.seq = lease_write.seq;
                 lease.checkpoints.extend(lease_write.checkpoints.clone());

@@ -183,7 +183,7 @@ impl Work {
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
         };
         let tip = home.cells.tip(home.shard.shard);
-        let (fence, turns) = (home.shared.fence.clone(), home.turns.clone());
+        let (fence, turns) = (home.fence.clone(), home.turns.clone());
         let safe = Go::while_it(move || fence.is_safe() && !turns.is_given_up());
         let mut work = Self {
             home,
@@ -334,7 +334,7 @@ impl Work {
 
     /// Everything that can be begun now.
     fn advance(&mut self, now: Now) {
-        let safe = self.home.shared.fence.is_safe();
+        let safe = self.home.fence.is_safe();
         for held in self.cursors.values_mut() {
             held.cursor.wake(now);
         }
@@ -410,7 +410,7 @@ impl Work {
     fn timer(&self, now: Now) -> Option<Instant> {
         let mut at: Option<Instant> = None;
         let mut by = |other: Option<Instant>| at = [at, other].into_iter().flatten().min();
-        if !self.home.shared.fence.is_safe() {
+        if !self.home.fence.is_safe() {
             // Nothing may be begun, whatever is due.
             return Some(now.instant + LOOK);
         }
@@ -628,7 +628,7 @@ impl Work {
 
     /// Starts one call; `false` when there was nothing to call after all.
     fn call(&mut self, number: u64, permit: OwnedSemaphorePermit, now: Now) -> bool {
-        if self.give_by.is_some() || !self.home.shared.fence.is_safe() || self.is_foreign() {
+        if self.give_by.is_some() || !self.home.fence.is_safe() || self.is_foreign() {
             return false;
         }
         let Some(held) = self.cursors.get_mut(&number).filter(|held| !held.leaving) else { return false };
@@ -649,13 +649,13 @@ impl Work {
 
     /// Handlers that asked for a pause of their trigger.
     fn start_pauses(&mut self) {
-        let Home { shared, .. } = &*self.home;
+        let Home { shared, fence, .. } = &*self.home;
         for held in self.cursors.values_mut() {
             if let Some((reason, generation)) = held.cursor.take_pause_wish() {
                 let (name, id) = (held.cursor.trigger().name.clone(), held.cursor.trigger().record.id.clone());
                 tracing::error!(trigger = %name, reason, "its handler asks for a pause: not called until resumed");
                 let wish = Wish { id, generation, reason };
-                self.chores.push(pause(shared.ledger.clone(), shared.fence.clone(), name, wish).boxed());
+                self.chores.push(pause(shared.ledger.clone(), fence.clone(), name, wish).boxed());
             }
         }
     }
@@ -705,7 +705,7 @@ impl Work {
         let (home, trouble) = (self.home.clone(), self.trouble.clone());
         self.begin(
             async move {
-                let (ledger, fence) = (home.shared.ledger.clone(), home.shared.fence.clone());
+                let (ledger, fence) = (home.shared.ledger.clone(), home.fence.clone());
                 Books::Wrote(write(ledger, fence, &lease_write, &trouble).await)
             }
             .boxed(),

@@ -162,8 +162,8 @@ impl Line {
             Fate::Fine => {
                 let answer = self.server.apply(host, &operation, &body);
                 sleep(back).await;
-                if answer.0 == 200 && self.server.eyes.lock().unwrap().is_vouching(&operation, &body) {
-                    self.server.oracle.trusts(host, sent + TRUSTED);
+                if let Some(session) = Eyes::vouched(&operation, &body).filter(|_| answer.0 == 200) {
+                    self.server.oracle.trusts(&session, sent + TRUSTED);
                 }
                 return Ok(self.twisted(&operation, &table, body, answer));
             }

@@ -91,11 +91,13 @@ impl Eyes {
         }
     }
 
-    /// Whether a yes to that request vouches for a session.
-    pub(super) fn is_vouching(&self, operation: &str, body: &[u8]) -> bool {
-        let text = String::from_utf8_lossy(body);
-        text.contains("{\"S\":\"sessions\"}")
-            && (operation == "PutItem" || operation == "UpdateItem" && text.contains("ADD #beat"))
+    /// The session that a yes to that request vouches for.
+    pub(super) fn vouched(operation: &str, body: &[u8]) -> Option<SessionId> {
+        let text = std::str::from_utf8(body).ok().filter(|text| text.contains("{\"S\":\"sessions\"}"))?;
+        let vouches = operation == "PutItem" || operation == "UpdateItem" && text.contains("ADD #beat");
+        let request: Value = serde_json::from_str(text).ok().filter(|_| vouches)?;
+        let key = if operation == "PutItem" { &request["Item"] } else { &request["Key"] };
+        key["item"]["S"].as_str().map(SessionId::from_stored)
     }
 
     /// A request was applied.

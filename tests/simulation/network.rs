@@ -21,30 +21,6 @@ fn failed<T>(kind: ErrorKind, operation: &'static str) -> Result<T, StoreError> 
     Err(StoreError { kind, table: "simulated".into(), operation, source: None })
 }
 
-/// What is read and not written: an answer to it that cannot be understood has changed nothing.
-const READS: [&str; 20] = [
-    "get",
-    "get_all",
-    "latest",
-    "row",
-    "places",
-    "page",
-    "keys",
-    "segment",
-    "settle",
-    "tips",
-    "tip",
-    "incarnation",
-    "groups",
-    "scan",
-    "sessions",
-    "triggers",
-    "leases",
-    "lease",
-    "parked",
-    "all_parked",
-];
-
 impl Network {
     /// Sends a request. `apply` does it, at the moment that fate decides.
     #[expect(clippy::disallowed_methods, reason = "a request that was delayed outlives whoever sent it")]
@@ -82,16 +58,10 @@ impl Network {
                 failed(ErrorKind::Unanswered, operation)
             }
             Fate::BrokenBefore => failed(ErrorKind::Unanswered, operation),
-            Fate::BrokenAfter => {
+            Fate::BrokenAfter | Fate::Garbled => {
                 let _ = apply().await;
                 sleep(back).await;
                 failed(ErrorKind::Unanswered, operation)
-            }
-            Fate::Garbled => {
-                let _ = apply().await;
-                sleep(back).await;
-                let read = READS.contains(&operation);
-                failed(if read { ErrorKind::Undecodable } else { ErrorKind::Unanswered }, operation)
             }
             Fate::Throttled => failed(ErrorKind::Throttled, operation),
             Fate::Conflict => failed(ErrorKind::Conflict, operation),
@@ -288,12 +258,12 @@ impl FarLedger {
     }
 
     /// A request that vouches for a session: when it is answered with yes, its host may go on for a while.
-    fn vouch<'a>(&self, sent: Out<'a, Answer<Session>>) -> Out<'a, Answer<Session>> {
-        let (oracle, host, at) = (self.oracle.clone(), self.network.host, clock::boot());
+    fn vouch<'a>(&self, id: &SessionId, sent: Out<'a, Answer<Session>>) -> Out<'a, Answer<Session>> {
+        let (oracle, id, at) = (self.oracle.clone(), id.clone(), clock::boot());
         Box::pin(async move {
             let answer = sent.await?;
             if matches!(answer, Answer::Accepted(_)) {
-                oracle.trusts(host, at + TRUSTED);
+                oracle.trusts(&id, at + TRUSTED);
             }
             Ok(answer)
         })
@@ -305,10 +275,10 @@ pub(super) const TRUSTED: Duration = Duration::from_secs(7);
 
 impl Ledger for FarLedger {
     fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>> {
-        self.vouch(far!(self, Group, open_session(session: session.clone() => &session)))
+        self.vouch(&session.id, far!(self, Group, open_session(session: session.clone() => &session)))
     }
     fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
-        self.vouch(far!(self, Group, beat(id: id.clone() => &id, at: at => at)))
+        self.vouch(id, far!(self, Group, beat(id: id.clone() => &id, at: at => at)))
     }
     fn set_state<'a>(&'a self, id: &'a SessionId, state: SessionState) -> Out<'a, Answer<Session>> {
         far!(self, Group, set_state(id: id.clone() => &id, state: state => state))

@@ -82,8 +82,9 @@ struct Facts {
     rewound: BTreeSet<(Name, ShardId)>,
     /// Dead cells that an operator had tried again: out of order on purpose.
     revived: BTreeSet<Place>,
-    /// Until when a host may trust its session, by its own clock.
-    trusted: BTreeMap<u32, Duration>,
+    /// Who claimed a shard at an epoch; until when a session may be trusted, by its host's clock.
+    owners: BTreeMap<(ShardId, Epoch), SessionId>,
+    trusted: BTreeMap<SessionId, Duration>,
     calls: u64,
     takeovers: u64,
     hand_overs: u64,
@@ -217,10 +218,10 @@ impl Oracle {
         }
     }
 
-    /// A host may trust its session until then, by its own clock.
-    pub(super) fn trusts(&self, host: u32, until: Duration) {
+    /// A session may be trusted until then, by its host's clock.
+    pub(super) fn trusts(&self, session: &SessionId, until: Duration) {
         let facts = &mut *self.facts();
-        let trusted = facts.trusted.entry(host).or_default();
+        let trusted = facts.trusted.entry(session.clone()).or_default();
         *trusted = until.max(*trusted);
     }
 
@@ -254,6 +255,7 @@ impl Oracle {
         if epoch.0 != known.epoch.0 + 1 {
             facts.violations.push(format!("I3: {shard}: the epoch went from {} to {epoch}", known.epoch));
         }
+        facts.owners.insert((shard.shard, epoch), me.clone());
         known.owner = Some(me.clone());
         known.epoch = epoch;
         known.claims_since_healed += 1;
@@ -356,7 +358,9 @@ impl Oracle {
         if order != Order::None && last > cell.added_id && !facts.revived.contains(&place) {
             facts.violations.push(format!("I4: {line:?}: {} is called after {last}", cell.added_id));
         }
-        let trusted = facts.trusted.get(&host).copied().unwrap_or_default();
+        // Under the session that claimed this epoch, whatever session its host has now.
+        let session = facts.owners.get(&(cell.shard, event.epoch));
+        let trusted = session.and_then(|session| facts.trusted.get(session)).copied().unwrap_or_default();
         if shown > trusted {
             let late = shown - trusted;
             facts
