@@ -2,6 +2,7 @@
 //!
 //! Each test names a way in which something could stand still, and shows that the rest goes on.
 
+mod guard;
 mod restored;
 mod retention;
 mod verbs;

@@ -2,8 +2,8 @@
 
 use super::{Decoded, Fields, Impossible, Item, b, item, n, s};
 use crate::cell::{
-    AddedId, Checkpoint, Epoch, Incarnation, Lease, Millis, Name, Role, Session, SessionId, SessionState, ShardId,
-    ShardPause, ShardRef, TriggerId, TriggerRecord, TriggerState, leb128,
+    AddedId, Alone, Checkpoint, Epoch, Incarnation, Lease, Millis, Name, Role, Session, SessionId, SessionState,
+    ShardId, ShardPause, ShardRef, TriggerId, TriggerRecord, TriggerState, leb128,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use bytes::Bytes;
@@ -266,7 +266,22 @@ pub(crate) fn lease_item(lease: &Lease) -> Item {
     if let Some(owner) = &lease.owner {
         stored.insert("owner".into(), s(owner.as_str()));
     }
+    if lease.deaths > 0 {
+        stored.insert("deaths".into(), n(lease.deaths));
+    }
+    if let Some(alone) = &lease.alone {
+        stored.insert("alone".into(), alone_value(alone));
+    }
     stored
+}
+
+/// The value of the cell that is called alone.
+pub(crate) fn alone_value(alone: &Alone) -> AttributeValue {
+    let mut map = item([("trigger", s(alone.trigger.as_str())), ("added_id", n(alone.added_id))]);
+    if alone.quiet {
+        map.insert("quiet".into(), AttributeValue::Bool(true));
+    }
+    AttributeValue::M(map)
 }
 
 /// The value of one trigger's checkpoint in its lease.
@@ -277,6 +292,9 @@ pub(crate) fn checkpoint_value(checkpoint: &Checkpoint) -> AttributeValue {
         if !bytes.is_empty() {
             map.insert(name.into(), b(bytes.clone()));
         }
+    }
+    if checkpoint.outlived > 0 {
+        map.insert("outlived".into(), n(checkpoint.outlived));
     }
     if let Some(pause) = &checkpoint.paused {
         let pause = item([("generation", n(pause.generation)), ("reason", s(&*pause.reason))]);
@@ -297,6 +315,7 @@ fn checkpoint(mut fields: Fields) -> Decoded<Checkpoint> {
         paused,
         dead: fields.number("dead")?,
         generation: fields.number("generation")?,
+        outlived: fields.count_or_none("outlived")?,
     })
 }
 
@@ -321,6 +340,14 @@ pub(crate) fn lease(stored: Item) -> Decoded<Lease> {
         };
         map.insert(TriggerId::from_stored(&id), checkpoint(Fields::new("checkpoint", value))?);
     }
+    let alone = match fields.optional_map("alone", "cell that is called alone")? {
+        None => None,
+        Some(mut alone) => Some(Alone {
+            trigger: TriggerId::from_stored(&alone.id("trigger")?),
+            added_id: AddedId(alone.number("added_id")?),
+            quiet: alone.mark("quiet")?,
+        }),
+    };
     Ok(Lease {
         shard: ShardRef { source, shard: ShardId(shard) },
         incarnation: Incarnation::from_stored(&fields.id("incarnation")?),
@@ -329,6 +356,8 @@ pub(crate) fn lease(stored: Item) -> Decoded<Lease> {
         seq: fields.number("seq")?,
         claimed_at: fields.time_or_none("claimed_at")?,
         checkpoints: map,
+        deaths: fields.count_or_none("deaths")?,
+        alone,
     })
 }
 
@@ -451,6 +480,7 @@ mod tests {
             paused: Some(ShardPause { generation: 4, reason: "because".into() }),
             dead: 5,
             generation: 6,
+            outlived: 7,
         };
         let checkpoints =
             [("t1", full), ("t2", Checkpoint::default())].map(|(id, at)| (TriggerId::from_stored(id), at));
@@ -462,6 +492,8 @@ mod tests {
             seq: 12,
             claimed_at: Millis(7),
             checkpoints: checkpoints.into_iter().collect(),
+            deaths: 9,
+            alone: Some(Alone { trigger: TriggerId::from_stored("t1"), added_id: AddedId(11), quiet: true }),
         }
     }
 
@@ -474,7 +506,12 @@ mod tests {
         let whole = lease_item(&example_lease(Some("s1")));
         assert_eq!(whole["scope"], s("leases/5"));
         assert_eq!(whole["item"], s("trips/00037"));
-        refuses_mutilated(&whole, &["claimed_at", "owner"], lease);
+        refuses_mutilated(&whole, &["alone", "claimed_at", "deaths", "owner"], lease);
+        let alone = |added_id| AttributeValue::M(item([("trigger", s("t1")), ("added_id", added_id)]));
+        let mut not_quiet = whole.clone();
+        not_quiet.insert("alone".into(), alone(n(3)));
+        assert_eq!(lease(not_quiet).unwrap().alone.map(|alone| alone.quiet), Some(false));
+        assert!(reason(&whole, "alone", alone(n(-1)), lease).contains("added_id is -1"));
         assert!(reason(&whole, "epoch", n(0), lease).contains("epoch is 0"));
         assert!(reason(&whole, "owner", s(""), lease).contains("owner is empty"));
         assert!(reason(&whole, "scope", s("leases/6"), lease).contains("scope is"));
