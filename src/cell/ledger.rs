@@ -84,6 +84,10 @@ pub struct Session {
     pub length: Duration,
     /// The datastores of its config: only their shards are given to it.
     pub sources: BTreeSet<Name>,
+    /// Its share of the shards, in proportion to the others'; 1 or more.
+    pub weight: u32,
+    /// The newest way to share the shards that it knows; 1 or more.
+    pub plan: u32,
     /// For people: when it was opened, by its own clock.
     pub started_at: Millis,
     /// For people: when it beat last, by its own clock.
@@ -106,6 +110,8 @@ impl Session {
             version: String::new(),
             length: Duration::ZERO,
             sources: BTreeSet::new(),
+            weight: 1,
+            plan: 1,
             started_at: Millis(0),
             beat_at: Millis(0),
         }

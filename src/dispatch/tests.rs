@@ -1,10 +1,10 @@
 //! The cursor's decisions, told and asked without any I/O.
 
-use super::{Budget, Config, Cursor, Ended, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig, attempt};
+use super::{Budget, Config, Cursor, Ended, Exhausted, Item, May, Next, Now, Order, Trigger, WindowConfig, attempt};
 use crate::{
     cell::{
-        AddedId, Call, Cell, CellKey, Checkpoint, Epoch, Go, Handler, LaneChange, Log, Millis, Name, NewCell,
-        NewDatastore, ParkedState, ShardId, ShardRef, TriggerId, TriggerRecord, TriggerState, Verdict,
+        AddedId, Call, Cell, CellKey, Checkpoint, Epoch, Handler, LaneChange, Log, Millis, Name, NewCell, NewDatastore,
+        ParkedState, ShardId, ShardRef, TriggerId, TriggerRecord, TriggerState, Verdict,
     },
     filter::Filter,
     store::{Cells, memory::MemoryLog},
@@ -369,7 +369,7 @@ async fn a_parked_cell_that_was_erased_leaves_its_lane_without_a_call() {
     let trigger = bench.cursor.trigger().clone();
     let permit = trigger.slots.clone().acquire_owned().await.unwrap();
     // `Nobody` never answers: a call would not end.
-    let attempted = attempt(trigger, 0, Epoch(1), items, probe, permit, Go::default()).await;
+    let attempted = attempt(trigger, 0, Epoch(1), items, probe, permit, May::default()).await;
     for ended in attempted.items {
         assert!(!ended.called);
         bench.cursor.settle(ended, probe, bench.now);

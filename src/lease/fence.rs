@@ -7,6 +7,7 @@
 //! A heartbeat that is accepted later says that nobody declared the session dead; but what was true of the leases may have
 //! changed meanwhile (an operator), so the fence opens again only after the coordinator has read them.
 
+use super::OnControlOutage;
 use crate::cell::clock;
 use std::{
     sync::{
@@ -17,6 +18,9 @@ use std::{
 };
 
 /// Shared by all that act under one session. Starts closed.
+///
+/// It answers two questions. Whether something may be written is decided as said above, always. Whether a call may be started
+/// is the same by default; with [`OnControlOutage::Continue`] calls go on past that time, until the session is over.
 #[derive(Clone, Debug, Default)]
 pub struct Fence(Arc<State>);
 
@@ -28,16 +32,34 @@ struct State {
     lowest: AtomicU64,
     /// The time ran out once, and nobody has read the leases since.
     lapsed: AtomicBool,
+    /// Calls go on past the safe time.
+    calls_on: bool,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { until: AtomicU64::new(0), lowest: AtomicU64::new(u64::MAX), lapsed: AtomicBool::new(false) }
+        Self {
+            until: AtomicU64::new(0),
+            lowest: AtomicU64::new(u64::MAX),
+            lapsed: AtomicBool::new(false),
+            calls_on: false,
+        }
     }
 }
 
 impl Fence {
-    /// Whether calls may be started and writes be made.
+    /// Of a worker that does so while its heartbeats are not answered.
+    pub(super) fn new(outage: OnControlOutage) -> Self {
+        Self(Arc::new(State { calls_on: outage == OnControlOutage::Continue, ..State::default() }))
+    }
+
+    /// Whether calls may be started.
+    #[must_use]
+    pub fn may_call(&self) -> bool {
+        self.is_safe() || self.0.calls_on && self.0.until.load(SeqCst) > 0
+    }
+
+    /// Whether writes may be made.
     #[must_use]
     pub fn is_safe(&self) -> bool {
         !self.margin().is_zero()
@@ -123,5 +145,21 @@ mod tests {
         fence.close();
         fence.reopen();
         assert!(!fence.is_safe());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_go_on_past_the_safe_time_only_where_somebody_wants_it_and_never_past_the_session() {
+        clock::simulate(Millis(0));
+        let second = Duration::from_secs(1);
+        for (outage, goes_on) in [(OnControlOutage::Stop, false), (OnControlOutage::Continue, true)] {
+            let fence = Fence::new(outage);
+            assert!(!fence.may_call(), "no session yet");
+            fence.extend(clock::boot() + 7 * second);
+            assert!(fence.may_call() && fence.is_safe());
+            tokio::time::advance(8 * second).await;
+            assert_eq!((fence.may_call(), fence.is_safe()), (goes_on, false), "{outage:?}");
+            fence.close();
+            assert!(!fence.may_call(), "the session is over");
+        }
     }
 }

@@ -96,11 +96,23 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if self.hushes {
+impl Turn {
+    /// Lets the others call again.
+    pub(super) fn unhush(&mut self) {
+        if std::mem::take(&mut self.hushes) {
             self.company.state().hushed = false;
         }
+    }
+
+    /// Whether no other call is under way or can begin.
+    pub(super) fn is_hushed(&self) -> bool {
+        self.hushes
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.unhush();
     }
 }
 

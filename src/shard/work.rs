@@ -16,8 +16,8 @@ use crate::{
         AddedId, Alone, Epoch, Go, Lane, LaneKind, Lease, LeaseWrite, Millis, Parked, StoreError, TriggerId,
         TriggerRecord, chain, clock,
     },
-    dispatch::{Attempted, Cursor, Next, Now, Pages, Trigger, attempt},
-    lease::{Ended, Gone, Grant},
+    dispatch::{Attempted, Cursor, May, Next, Now, Pages, Trigger, attempt},
+    lease::{Ended, Fence, Gone, Grant},
     metrics,
     store::segment,
     tail::{Entry, Run, TailError, run},
@@ -123,8 +123,8 @@ pub(super) struct Work {
     epoch: Epoch,
     /// `seq` of the last write; every write has one of its own.
     seq: u64,
-    /// Whether calls may begin.
-    safe: Go,
+    /// Whether calls may begin, and answers be written.
+    may: May,
     /// By number, which is never used again. In boxes: a map has room for eleven from the first one on, in each of thousands of
     /// idle shards.
     cursors: BTreeMap<u64, Box<Held>>,
@@ -183,8 +183,11 @@ impl Work {
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
         };
         let tip = home.cells.tip(home.shard.shard);
-        let (fence, turns) = (home.shared.fence.clone(), home.turns.clone());
-        let safe = Go::while_it(move || fence.is_safe() && !turns.is_given_up());
+        let may = |so: fn(&Fence) -> bool| {
+            let (fence, turns) = (home.shared.fence.clone(), home.turns.clone());
+            Go::while_it(move || so(&fence) && !turns.is_given_up())
+        };
+        let may = May { call: may(Fence::may_call), write: may(Fence::is_safe) };
         let mut work = Self {
             home,
             grant,
@@ -197,7 +200,7 @@ impl Work {
             seq: lease.seq,
             guard: Guard::new(lease.alone.clone()),
             lease,
-            safe,
+            may,
             cursors: BTreeMap::new(),
             next_number: 0,
             start_rests: None,
@@ -351,7 +354,7 @@ impl Work {
         if self.give_by.is_some() {
             self.stand_down(now);
             self.drain(now);
-        } else if safe {
+        } else if self.home.shared.fence.may_call() {
             self.dismiss();
             self.feed(now);
             if !foreign {
@@ -638,8 +641,7 @@ impl Work {
         let Some(held) = self.cursors.get_mut(&number).filter(|held| !held.leaving) else { return false };
         let Some((items, probe)) = held.cursor.take(now) else { return false };
         let trigger = held.cursor.trigger().clone();
-        let safe = self.safe.clone();
-        let call = attempt(trigger, number, self.epoch, items, probe, permit, safe);
+        let call = attempt(trigger, number, self.epoch, items, probe, permit, self.may.clone());
         self.calls.push(call.inspect(move |_| drop(joined)).boxed());
         true
     }

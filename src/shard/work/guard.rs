@@ -51,7 +51,7 @@ enum Step {
     Recording(Taken, Turn, OwnedSemaphorePermit),
     Calling(Alone, Turn),
     Clearing {
-        _turn: Turn,
+        turn: Turn,
     },
 }
 
@@ -117,6 +117,14 @@ impl Work {
         if on != self.guard.told.is_some() {
             self.guard.told = on.then(|| self.home.shared.company.guard());
             tracing::debug!(shard = %self.home.shard, on, "crash guard");
+        }
+        if !self.home.shared.fence.is_safe() {
+            // Nothing can be recorded. The others, if they may call, do not wait for that.
+            self.stand_down(now);
+            if let Step::Recording(_, turn, _) | Step::Clearing { turn } = &mut self.guard.step {
+                turn.unhush();
+            }
+            return on || !self.guard.is_idle();
         }
         let rests = self.guard.rests.is_some_and(|until| until > now.instant);
         if on && self.guard.is_idle() && !rests && self.calls.is_empty() && self.next_alone(now).is_some() {
@@ -241,23 +249,22 @@ impl Work {
 
     fn call_alone(&mut self, taken: Taken, turn: Turn, permit: OwnedSemaphorePermit, now: Now) {
         let leaving = self.cursors.get(&taken.number).is_none_or(|held| held.leaving);
-        if leaving || !self.may_call() {
+        if leaving || !self.may_call() || taken.alone.quiet && !turn.is_hushed() {
             self.give_back(taken, now);
-            self.guard.step = Step::Clearing { _turn: turn };
+            self.guard.step = Step::Clearing { turn };
             return;
         }
         let Taken { number, items, probe, alone } = taken;
         self.guard.suspect.take_if(|suspect| alone.quiet && suspect.added_id == alone.added_id);
         let trigger = self.cursors[&number].cursor.trigger().clone();
-        let safe = self.safe.clone();
-        self.calls.push(attempt(trigger, number, self.epoch, items, probe, permit, safe).boxed());
+        self.calls.push(attempt(trigger, number, self.epoch, items, probe, permit, self.may.clone()).boxed());
         self.guard.step = Step::Calling(alone, turn);
     }
 
     /// A call ended.
     pub(super) fn guard_settled(&mut self) {
         match std::mem::take(&mut self.guard.step) {
-            Step::Calling(_, turn) => self.guard.step = Step::Clearing { _turn: turn },
+            Step::Calling(_, turn) => self.guard.step = Step::Clearing { turn },
             step => self.guard.step = step,
         }
     }
@@ -289,7 +296,7 @@ impl Work {
 
     /// Whether a call may begin at all.
     pub(super) fn may_call(&self) -> bool {
-        self.give_by.is_none() && self.home.shared.fence.is_safe() && !self.is_foreign()
+        self.give_by.is_none() && self.home.shared.fence.may_call() && !self.is_foreign()
     }
 }
 

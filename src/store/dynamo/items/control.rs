@@ -60,6 +60,8 @@ pub(crate) fn session_item(session: &Session) -> Item {
         ("length_ms", n(session.length.as_millis())),
         ("started_at", n(session.started_at)),
         ("beat_at", n(session.beat_at)),
+        ("weight", n(session.weight)),
+        ("plan", n(session.plan)),
     ]));
     if !session.sources.is_empty() {
         // There is no empty set.
@@ -83,7 +85,17 @@ pub(crate) fn session(stored: Item) -> Decoded<Session> {
     let Some(role) = [Role::Worker, Role::Client].into_iter().find(|role| role_word(*role) == word) else {
         return Err(fields.impossible(format!("role is {word:?}")));
     };
+    let [weight, plan] = ["weight", "plan"].map(|name| match fields.item.contains_key(name) {
+        true => fields.number::<u32>(name).and_then(|number| match number {
+            0 => Err(fields.impossible(format!("{name} is 0"))),
+            number => Ok(number),
+        }),
+        // Of a release before it.
+        false => Ok(1),
+    });
     Ok(Session {
+        weight: weight?,
+        plan: plan?,
         id,
         state,
         beat: fields.number("beat")?,
@@ -381,6 +393,8 @@ mod tests {
             version: String::new(),
             length: Duration::from_millis(10_001),
             sources: BTreeSet::from([Name::new("rides").unwrap(), Name::new("trips").unwrap()]),
+            weight: 7,
+            plan: 3,
             started_at: Millis(99),
             beat_at: Millis(100),
         }
@@ -395,7 +409,14 @@ mod tests {
             }
         }
         let whole = session_item(&example_session(SessionState::Live, Role::Worker));
-        refuses_mutilated(&whole, &["beat_at", "sources"], session);
+        refuses_mutilated(&whole, &["beat_at", "plan", "sources", "weight"], session);
+        for name in ["plan", "weight"] {
+            assert!(reason(&whole, name, n(0), session).contains(&format!("{name} is 0")));
+            let mut old = whole.clone();
+            old.remove(name);
+            let old = session(old).unwrap();
+            assert_eq!(if name == "plan" { old.plan } else { old.weight }, 1, "of a release before it");
+        }
         assert!(reason(&whole, "state", s("undead"), session).contains("state is \"undead\""));
         assert!(reason(&whole, "role", s("king"), session).contains("role is \"king\""));
         assert!(reason(&whole, "scope", s("leases/0"), session).contains("scope is"));
