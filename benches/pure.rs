@@ -8,7 +8,7 @@ use cellhook::{
     store::{BATCH_MAX, segment},
 };
 use criterion::{BatchSize, Criterion, Throughput};
-use std::{collections::BTreeSet, hint::black_box};
+use std::{collections::BTreeMap, hint::black_box};
 
 /// Cells of a window, as it is by default.
 const WINDOW: u64 = 1000;
@@ -64,9 +64,10 @@ fn window(criterion: &mut Criterion) {
 /// What each worker computes when another one comes or goes.
 fn assignment(criterion: &mut Criterion) {
     let datastore = datastore(4096);
-    let workers: BTreeSet<SessionId> = (0..64).map(|i| SessionId::from_stored(&format!("worker{i}"))).collect();
+    let worker = |i| (SessionId::from_stored(&format!("worker{i}")), 1);
+    let workers: BTreeMap<SessionId, u32> = (0..64).map(worker).collect();
     criterion.bench_function("assignment of 4096 shards to 64 workers", |bencher| {
-        bencher.iter(|| assign(black_box(&datastore), black_box(&workers)));
+        bencher.iter(|| assign(black_box(&datastore), black_box(&workers), 2));
     });
 }
 

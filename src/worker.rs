@@ -15,7 +15,7 @@ use crate::{
     filter::FilterError,
     lease::{self, Coordinator, Ended, EndedShard, Fence, Grant, Identity, Turns, View},
     metrics,
-    shard::{Foreign, News, Shard, Shared, Standings, Triggers},
+    shard::{Company, Foreign, News, Shard, Shared, Standings, Triggers},
     store::{Cells, Presence},
     tail,
 };
@@ -234,6 +234,7 @@ impl Worker {
             budget,
             interval: setup.checkpoint_interval,
             standings: Standings::default(),
+            company: Company::default(),
             foreign: foreign.subscribe(),
         };
         setup.sources.keys().for_each(|source| metrics::tailed(source.as_str()));

@@ -2,9 +2,12 @@
 //!
 //! Each test names a way in which something could stand still, and shows that the rest goes on.
 
+mod guard;
+mod outage;
 mod restored;
 mod retention;
 mod verbs;
+mod weights;
 
 use cellhook::{
     cell::{CellKey, Event, Handler, Ledger, Millis, Name, NewCell, NewDatastore, TriggerState, Verdict, clock},
@@ -81,9 +84,20 @@ impl Group {
         memory: u64,
         triggers: Vec<TriggerSpec>,
     ) -> Running {
+        self.worker_as(sources, memory, triggers, |setup| setup.retention = retention).await
+    }
+
+    /// The same, changed in some way.
+    async fn worker_as(
+        &self,
+        sources: &[&str],
+        memory: u64,
+        triggers: Vec<TriggerSpec>,
+        change: impl FnOnce(&mut Setup),
+    ) -> Running {
         let source = |text: &&str| (name(text), Cells::new(self.logs[&name(text)].clone()));
         let cells: BTreeMap<Name, Cells> = sources.iter().map(source).collect();
-        let setup = Setup {
+        let mut setup = Setup {
             lease: lease::Config::default(),
             poll: tail::Config { floor: SECOND / 5, ceiling: 2 * SECOND },
             checkpoint_interval: SECOND,
@@ -94,9 +108,10 @@ impl Group {
             identity: Identity::default(),
             sources: cells.clone(),
             triggers,
-            retention,
+            retention: None,
             wrap: None,
         };
+        change(&mut setup);
         let worker = Worker::new(setup).await.unwrap();
         let (watch, stop) = (worker.watch(), CancellationToken::new());
         let (reloads, reload) = mpsc::channel(1);

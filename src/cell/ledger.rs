@@ -84,6 +84,10 @@ pub struct Session {
     pub length: Duration,
     /// The datastores of its config: only their shards are given to it.
     pub sources: BTreeSet<Name>,
+    /// Its share of the shards, in proportion to the others'; 1 or more.
+    pub weight: u32,
+    /// The newest way to share the shards that it knows; 1 or more.
+    pub plan: u32,
     /// For people: when it was opened, by its own clock.
     pub started_at: Millis,
     /// For people: when it beat last, by its own clock.
@@ -106,6 +110,8 @@ impl Session {
             version: String::new(),
             length: Duration::ZERO,
             sources: BTreeSet::new(),
+            weight: 1,
+            plan: 1,
             started_at: Millis(0),
             beat_at: Millis(0),
         }
@@ -199,6 +205,20 @@ pub struct Checkpoint {
     pub dead: u64,
     /// The generation of the trigger that `dead` counts from.
     pub generation: u64,
+    /// As many of the lease's `deaths` are behind it: an owner after them called each cell once that they may have had in
+    /// flight. What the lease counts beyond, it counts against this trigger's window.
+    pub outlived: u64,
+}
+
+/// A cell that is called alone, because owners died with it or with others beside it. Written before its call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alone {
+    /// Whose cell.
+    pub trigger: TriggerId,
+    /// Its place.
+    pub added_id: AddedId,
+    /// The whole worker makes no other call meanwhile. Without it, only the shards under guard keep still.
+    pub quiet: bool,
 }
 
 /// A lease item: a shard's lock and its checkpoints. Never deleted while the shard exists.
@@ -218,6 +238,10 @@ pub struct Lease {
     pub claimed_at: Millis,
     /// By trigger.
     pub checkpoints: BTreeMap<TriggerId, Checkpoint>,
+    /// Owners that were declared dead while they held it, from the first on.
+    pub deaths: u64,
+    /// The cell that is called alone or, right after a claim, that was when the owner died.
+    pub alone: Option<Alone>,
 }
 
 /// The two lanes of parked cells of a trigger's shard.
@@ -326,6 +350,8 @@ pub struct LeaseWrite {
     pub checkpoints: BTreeMap<TriggerId, Checkpoint>,
     /// Changes of parked cells, each item at most once; at most 90.
     pub lanes: Vec<LaneChange>,
+    /// The cell that is called alone from now on; `None` removes what was there.
+    pub alone: Option<Alone>,
     /// Hand-over: removes the owner.
     pub release: bool,
 }
@@ -389,7 +415,8 @@ pub trait Ledger: Send + Sync + 'static {
     fn lease<'a>(&'a self, shard: &'a ShardRef) -> Out<'a, Option<Lease>>;
 
     /// Becomes owner: `owner = me, epoch + 1, seq = 0`, and `claimed_at`, on the condition that epoch and owner are those of `seen`
-    /// (`None`: that there is no such lease; the new one gets `incarnation` and epoch 1).
+    /// (`None`: that there is no such lease; the new one gets `incarnation` and epoch 1). An owner other than `me` is dead: then
+    /// `deaths + 1`, and `alone` stays as evidence; else `alone` is removed.
     fn claim<'a>(
         &'a self,
         shard: &'a ShardRef,

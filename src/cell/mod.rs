@@ -22,7 +22,7 @@ pub use id::{
     AddedId, Epoch, Incarnation, Millis, Name, NameError, Pattern, RefKey, SessionId, ShardId, ShardRef, TriggerId,
 };
 pub use ledger::{
-    Answer, Checkpoint, Lane, LaneChange, LaneKind, Lease, LeaseWrite, Ledger, Nudge, Parked, ParkedState, Role,
+    Alone, Answer, Checkpoint, Lane, LaneChange, LaneKind, Lease, LeaseWrite, Ledger, Nudge, Parked, ParkedState, Role,
     Session, SessionState, ShardPause, TriggerRecord, TriggerState, Written,
 };
 pub use log::{

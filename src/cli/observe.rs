@@ -401,6 +401,8 @@ mod tests {
             seq: 0,
             claimed_at: Millis(7),
             checkpoints: [(seen.clone(), checkpoint)].into(),
+            deaths: 0,
+            alone: None,
         };
         let lag = |id, start| lag(&lease, id, start, &shard, AddedId(10));
         assert_eq!(lag(&seen, None), Some((3, AddedId(7))));

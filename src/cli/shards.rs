@@ -174,7 +174,15 @@ struct ShowLine<'a> {
     tip: u64,
     tip_at: Option<i64>,
     trimmed_to: u64,
+    /// The cell that is called alone, because owners died.
+    alone: Option<AloneOn<'a>>,
     triggers: BTreeMap<&'a str, TriggerOn<'a>>,
+}
+
+#[derive(Serialize)]
+struct AloneOn<'a> {
+    trigger: &'a str,
+    added_id: u64,
 }
 
 /// A trigger on the shard.
@@ -188,6 +196,8 @@ struct TriggerOn<'a> {
     paused: Option<&'a str>,
     /// Cells parked as dead since the last resume.
     dead: u64,
+    /// Owners that died before they were through with the cells that they found undone.
+    deaths: u64,
     parked: Counts,
 }
 
@@ -209,6 +219,10 @@ async fn show(context: &mut Context, name: &Name, shard: u32) -> anyhow::Result<
         let on = trigger_on(ledger.as_ref(), log.as_ref(), &at, record, tip.as_ref(), lease.as_ref()).await?;
         triggers.insert(record.name.as_str(), on);
     }
+    let alone = lease.as_ref().and_then(|lease| lease.alone.as_ref()).map(|alone| AloneOn {
+        trigger: records.iter().find(|record| record.id == alone.trigger).map_or("", |record| record.name.as_str()),
+        added_id: alone.added_id.0,
+    });
     let datastore = log.datastore();
     let line = ShowLine {
         datastore: &datastore.name,
@@ -225,6 +239,7 @@ async fn show(context: &mut Context, name: &Name, shard: u32) -> anyhow::Result<
         tip: tip.as_ref().map_or(0, |tip| tip.tip.0),
         tip_at: tip.as_ref().map(|tip| tip.created_at.0),
         trimmed_to: tip.as_ref().map_or(0, |tip| tip.trimmed_to.0),
+        alone,
         triggers,
     };
     if context.output.is_json() {
@@ -251,6 +266,7 @@ async fn trigger_on<'a>(
         done_beyond: window.map(|window| window.done_beyond()),
         paused: why_paused(record, checkpoint),
         dead: dead(record, checkpoint),
+        deaths: lease.map_or(0, |lease| lease.deaths.saturating_sub(checkpoint.map_or(0, |at| at.outlived))),
         parked: lanes::count(ledger, &record.id, std::slice::from_ref(at)).await?,
     })
 }
@@ -278,6 +294,9 @@ fn tell(
     })?;
     let of_tip = tip.map(|tip| format!(" of {}", time(tip.created_at))).unwrap_or_default();
     output.text(&format!("tip {}{of_tip}, trimmed to {}", line.tip, line.trimmed_to))?;
+    if let Some(AloneOn { trigger, added_id }) = &line.alone {
+        output.text(&format!("cell {added_id} of trigger {trigger} is called alone, because workers died"))?;
+    }
     let row = |(name, on): (&&str, &TriggerOn<'_>)| {
         [
             (*name).into(),

@@ -58,6 +58,8 @@ struct WorkerLine<'a> {
     /// How long ago it beat last, by its clock and this one.
     beat_age_seconds: Option<f64>,
     datastores: &'a BTreeSet<Name>,
+    /// Its share, in proportion to the others'.
+    weight: u32,
     /// How many it holds.
     shards: usize,
     /// Only of one that is shown.
@@ -97,6 +99,7 @@ impl<'a> WorkerLine<'a> {
             beats: session.beat,
             beat_age_seconds: beat_age(session),
             datastores: &session.sources,
+            weight: session.weight,
             shards: held.values().map(BTreeMap::len).sum(),
             leases: None,
         }
@@ -115,7 +118,11 @@ impl<'a> WorkerLine<'a> {
             format!("{}s", self.session_seconds),
             decimal(self.beat_age_seconds),
             datastores.join(","),
-            self.shards.to_string(),
+            if self.weight == 1 {
+                self.shards.to_string()
+            } else {
+                format!("{} (weight {})", self.shards, self.weight)
+            },
         ]
     }
 }

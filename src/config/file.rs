@@ -58,14 +58,17 @@ struct Worker {
     session: Duration,
     #[serde(with = "duration")]
     drain_deadline: Duration,
+    weight: u32,
+    on_control_outage: lease::OnControlOutage,
     #[serde(with = "size")]
     memory: u64,
 }
 
 impl Default for Worker {
     fn default() -> Self {
-        let lease::Config { heartbeat, session, drain_deadline, membership: _ } = lease::Config::default();
-        Self { heartbeat, session, drain_deadline, memory: dispatch::MEMORY }
+        let lease::Config { heartbeat, session, drain_deadline, weight, on_control_outage, membership: _ } =
+            lease::Config::default();
+        Self { heartbeat, session, drain_deadline, weight, on_control_outage, memory: dispatch::MEMORY }
     }
 }
 
@@ -146,11 +149,12 @@ impl File {
     pub(super) fn resolve(self, file: &Path, fixed_ports: bool) -> Result<Config, BadSetting> {
         let Self { group, store, datastores, worker, checkpoint, poll, metrics, log, triggers } = self;
         let paces = Paces::of(store.kind, worker.heartbeat);
-        let Worker { heartbeat, session, drain_deadline, memory } = worker;
+        let Worker { heartbeat, session, drain_deadline, weight, on_control_outage, memory } = worker;
+        let membership = paces.membership;
         let config = Config {
             file: file.to_owned(),
             group,
-            lease: lease::Config { heartbeat, session, drain_deadline, membership: paces.membership },
+            lease: lease::Config { heartbeat, session, drain_deadline, weight, on_control_outage, membership },
             memory,
             checkpoint_interval: checkpoint.interval.unwrap_or(paces.checkpoint),
             poll: tail::Config {
@@ -185,7 +189,7 @@ impl File {
             log,
             triggers,
         } = config.clone();
-        let lease::Config { heartbeat, session, drain_deadline, membership: _ } = lease;
+        let lease::Config { heartbeat, session, drain_deadline, weight, on_control_outage, membership: _ } = lease;
         let listen = match metrics {
             None => Some(Metrics::OFF.into()),
             Some(Listen { address, fixed: true }) => Some(address.to_string()),
@@ -195,7 +199,7 @@ impl File {
             group,
             store,
             datastores,
-            worker: Worker { heartbeat, session, drain_deadline, memory },
+            worker: Worker { heartbeat, session, drain_deadline, weight, on_control_outage, memory },
             checkpoint: Checkpoint { interval: Some(checkpoint_interval) },
             poll: Poll { floor: Some(floor), ceiling: Some(ceiling) },
             metrics: Metrics { listen, per_shard },

@@ -33,6 +33,15 @@ pub struct Ended {
     pub called: bool,
 }
 
+/// What this process may do under its session. Clones ask the same.
+#[derive(Clone, Default)]
+pub struct May {
+    /// Start a call.
+    pub call: Go,
+    /// Write what an answer brings.
+    pub write: Go,
+}
+
 /// Cells of a batch that are prepared at a time.
 const PARALLEL: usize = 16;
 /// Bytes of included cells that one call brings; the cells of a batch that would bring more go into the next one.
@@ -42,9 +51,9 @@ const UNSAFE_LOOK: Duration = Duration::from_millis(100);
 
 /// Runs one call. Gives exactly one verdict for each item. The permit is held to the end.
 ///
-/// `safe` tells whether this process may trust its session: reading what is missing takes time, and so does the handler, and the
-/// process may have been frozen meanwhile. No call starts and no answer is appended while it may not; whoever finds that the
-/// session is over drops this future.
+/// `may` is asked again and again: reading what is missing takes time, and so does the handler, and the process may have been
+/// frozen meanwhile. No call starts and no answer is appended while it may not be; whoever finds that the session is over drops
+/// this future.
 pub async fn attempt(
     trigger: Arc<Trigger>,
     cursor: u64,
@@ -52,7 +61,7 @@ pub async fn attempt(
     items: Vec<Item>,
     probe: bool,
     permit: OwnedSemaphorePermit,
-    safe: Go,
+    may: May,
 ) -> Attempted {
     let mut events = Vec::with_capacity(items.len());
     let mut called = Vec::with_capacity(items.len());
@@ -75,7 +84,7 @@ pub async fn attempt(
             }
         }
     }
-    if !safe.now() {
+    if !may.call.now() {
         events.clear();
         called.clear();
     }
@@ -83,14 +92,14 @@ pub async fn attempt(
         let cells: Vec<Cell> = events.iter().map(|event| event.cell.clone()).collect();
         let (started, began) = (trigger.calls.started(), clock::now());
         let answers =
-            trigger.handler.clone().call(Call { events, timeout: trigger.config.timeout, go: safe.clone() }).await;
+            trigger.handler.clone().call(Call { events, timeout: trigger.config.timeout, go: may.call.clone() }).await;
         trigger.calls.took(clock::since(began));
         drop(started);
-        while !safe.now() {
+        while !may.call.now() {
             clock::sleep(UNSAFE_LOOK).await;
         }
         let answers = answers.into_iter().chain(repeat_with(|| Verdict::failed("the handler gave no verdict")));
-        let appends = cells.into_iter().zip(answers).map(|(cell, answer)| append(&trigger, cell, answer));
+        let appends = cells.into_iter().zip(answers).map(|(cell, answer)| append(&trigger, cell, answer, &may.write));
         for (i, verdict) in called.iter().zip(join_all(appends).await) {
             verdicts[*i] = Some(verdict);
         }
@@ -157,11 +166,14 @@ fn not_now(outage: &Outage, error: &StoreError, what: &str) -> Verdict {
 }
 
 /// Appends what a `done` brings; it counts only then.
-async fn append(trigger: &Trigger, cell: Cell, answer: Verdict) -> Verdict {
+async fn append(trigger: &Trigger, cell: Cell, answer: Verdict, may: &Go) -> Verdict {
     let put = match answer {
         Verdict::Done { put } if !put.is_empty() => put,
         other => return other,
     };
+    while !may.now() {
+        clock::sleep(UNSAFE_LOOK).await;
+    }
     let origin = Origin { trigger: trigger.record.id.clone(), event: trigger.cells.datastore().event_id(&cell) };
     let new = |put: PutCell| NewCell {
         key: CellKey {

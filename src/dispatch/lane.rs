@@ -99,6 +99,11 @@ impl LaneBook {
         self.out.len()
     }
 
+    /// Whether a change of this place waits to be taken for a write.
+    pub(super) fn is_unsent(&self, id: AddedId) -> bool {
+        self.out.contains_key(&id)
+    }
+
     /// Whether nothing waits to be written, or for the answer to its write.
     pub(super) fn is_written(&self) -> bool {
         self.out.is_empty() && self.sending.is_empty()

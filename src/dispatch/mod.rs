@@ -15,7 +15,7 @@ mod retry;
 mod tests;
 mod trigger;
 
-pub use attempt::{Attempted, Ended, attempt};
+pub use attempt::{Attempted, Ended, May, attempt};
 pub use breaker::{Breaker, Gate};
 pub use budget::{Ballast, Budget, Pages, Share};
 pub use config::{BreakerConfig, Config, Exhausted, MEMORY, Order, Retry, Start, WindowConfig};

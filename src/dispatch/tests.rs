@@ -1,10 +1,10 @@
 //! The cursor's decisions, told and asked without any I/O.
 
-use super::{Budget, Config, Cursor, Ended, Exhausted, Item, Next, Now, Order, Trigger, WindowConfig, attempt};
+use super::{Budget, Config, Cursor, Ended, Exhausted, Item, May, Next, Now, Order, Trigger, WindowConfig, attempt};
 use crate::{
     cell::{
-        AddedId, Call, Cell, CellKey, Checkpoint, Epoch, Go, Handler, LaneChange, Log, Millis, Name, NewCell,
-        NewDatastore, ParkedState, ShardId, ShardRef, TriggerId, TriggerRecord, TriggerState, Verdict,
+        AddedId, Call, Cell, CellKey, Checkpoint, Epoch, Handler, LaneChange, Log, Millis, Name, NewCell, NewDatastore,
+        ParkedState, ShardId, ShardRef, TriggerId, TriggerRecord, TriggerState, Verdict,
     },
     filter::Filter,
     store::{Cells, memory::MemoryLog},
@@ -396,7 +396,7 @@ async fn a_parked_cell_that_was_erased_leaves_its_lane_without_a_call() {
     let trigger = bench.cursor.trigger().clone();
     let permit = trigger.slots.clone().acquire_owned().await.unwrap();
     // `Nobody` never answers: a call would not end.
-    let attempted = attempt(trigger, 0, Epoch(1), items, probe, permit, Go::default()).await;
+    let attempted = attempt(trigger, 0, Epoch(1), items, probe, permit, May::default()).await;
     for ended in attempted.items {
         assert!(!ended.called);
         bench.cursor.settle(ended, probe, bench.now);
@@ -419,4 +419,84 @@ async fn a_batch_lingers_until_it_is_full_or_its_time_is_over() {
     bench.admit(&["d"]);
     bench.later(Duration::from_millis(50));
     assert_eq!(bench.cursor.take(bench.now).unwrap().0.len(), 1, "its time is over");
+}
+
+/// A cell on which the filter fails is parked at once; it never held its row.
+#[tokio::test(start_paused = true)]
+async fn a_cell_on_which_the_filter_fails_lets_nobody_of_its_row_pass_another() {
+    let mut bench = Bench::new(|config| config.filter = Some("data.body.fare > 0.0".into()));
+    bench.admit(&["a"]);
+    let first = bench.called();
+    bench.admit_with(&["a"], "{}");
+    bench.admit(&["a"]);
+    assert_eq!(bench.called().len(), 0, "the first one is still in flight");
+    for item in first {
+        bench.settle(item, Verdict::done());
+    }
+    assert_eq!(bench.ids(), [3]);
+    assert_eq!(bench.write().0.low, AddedId(3));
+}
+
+/// Owners died, and the cursor begins where they did.
+fn on_trial(deaths: u64, tip: u64, change: impl FnOnce(&mut Config)) -> Bench {
+    let mut bench = Bench::new(change);
+    bench.cursor.on_trial(deaths, AddedId(tip), bench.now);
+    bench
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_lasts_until_all_that_the_dead_may_have_had_in_flight_was_called() {
+    let mut bench = on_trial(2, 3, |_| {});
+    assert!(bench.cursor.is_suspect(), "nothing is read yet");
+    bench.admit(&["a", "a", "b", "c"]);
+    let items = bench.called();
+    assert_eq!(items.iter().map(|item| item.added_id.0).collect::<Vec<_>>(), [1, 3, 4]);
+    for item in items {
+        assert!(bench.cursor.is_suspect());
+        bench.settle(item, failed(5));
+    }
+    assert!(bench.cursor.is_suspect(), "the second of its row was not called");
+    assert_eq!(bench.write().0.outlived, 0);
+    bench.later(Duration::from_secs(6));
+    bench.ids();
+    assert!(bench.cursor.is_suspect());
+    bench.ids();
+    assert!(!bench.cursor.is_suspect());
+    assert_eq!((bench.cursor.deaths(), bench.write().0.outlived), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_is_no_longer_than_a_window() {
+    let mut bench = on_trial(2, 1000, |config| config.window.cells = 2);
+    bench.admit(&["a", "b", "c", "d"]);
+    assert_eq!(bench.ids(), [1, 2]);
+    assert!(!bench.cursor.is_suspect());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_held_against_a_cursor_without_undone_cells_or_with_one_death() {
+    assert!(!on_trial(9, 0, |_| {}).cursor.is_suspect());
+    let mut bench = on_trial(1, 5, |_| {});
+    assert_eq!((bench.cursor.deaths(), bench.cursor.is_suspect()), (1, false));
+    bench.admit(&["a", "b", "c", "d", "e"]);
+    bench.ids();
+    assert_eq!(bench.write().0.outlived, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_that_kills_is_put_aside_when_it_is_met() {
+    let mut bench = Bench::new(|_| {});
+    bench.cursor.quarantine(AddedId(2), 4, bench.now);
+    bench.cursor.on_trial(4, AddedId(3), bench.now);
+    assert!(bench.cursor.condemns(AddedId(2)));
+    bench.admit(&["a", "a", "a"]);
+    assert!(bench.cursor.condemns(AddedId(2)), "not written yet");
+    assert_eq!(bench.ids(), [1]);
+    assert_eq!(bench.ids(), [3], "it blocks nobody, and nobody passed another");
+    let (checkpoint, changes) = bench.write();
+    assert_eq!(checkpoint.low, AddedId(3));
+    let [LaneChange::Put(dead)] = &*changes else { panic!("{changes:?}") };
+    assert_eq!((dead.added_id, dead.state, dead.attempts), (AddedId(2), ParkedState::Dead, 1));
+    assert!(dead.errors[0].starts_with("4 workers died"));
+    assert!(!bench.cursor.condemns(AddedId(2)));
 }

@@ -72,6 +72,7 @@ pub(super) fn release(lease: &Lease, me: &SessionId) -> LeaseWrite {
         seq: lease.seq + 1,
         checkpoints: BTreeMap::new(),
         lanes: Vec::new(),
+        alone: None,
         release: true,
     }
 }

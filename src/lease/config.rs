@@ -1,7 +1,20 @@
 //! Times of coordination.
 
-use crate::cell::setting::{BadSetting, duration, lasts};
+use crate::cell::setting::{BadSetting, duration, lasts, within};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
+
+/// What a worker does while its heartbeats are not answered for so long that others may take its shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnControlOutage {
+    /// Starts no call.
+    #[default]
+    Stop,
+    /// Goes on calling as far as the windows have room, until it learns that it has lost its shards. Others may call for the
+    /// same cells meanwhile.
+    Continue,
+}
 
 /// `[worker]`: how a worker keeps its session. All workers of a group may differ: each session carries its own length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +25,10 @@ pub struct Config {
     pub session: Duration,
     /// How long a leaving worker waits for calls that are under way. Default 30 s; 0 to a day.
     pub drain_deadline: Duration,
+    /// Its share of the shards, in proportion to the other workers'. Default 1; 1 to 100.
+    pub weight: u32,
+    /// Default: stop.
+    pub on_control_outage: OnControlOutage,
     /// Between two readings of all sessions. Not in the file: 200 ms on the embedded store, else a heartbeat.
     pub membership: Duration,
 }
@@ -23,6 +40,8 @@ impl Default for Config {
             heartbeat,
             session: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(30),
+            weight: 1,
+            on_control_outage: OnControlOutage::Stop,
             membership: heartbeat,
         }
     }
@@ -44,6 +63,11 @@ impl Config {
             return Err(BadSetting::new("session", reason));
         }
         lasts("session", self.session, least, Duration::from_hours(1))?;
+        if self.weight == 0 {
+            let reason = "0 gives it no shard, ever; 1 to 100, or stop the worker";
+            return Err(BadSetting::new("weight", reason));
+        }
+        within("weight", self.weight, 1, 100)?;
         lasts("drain_deadline", self.drain_deadline, Duration::ZERO, Duration::from_hours(24))
     }
 }
@@ -63,5 +87,13 @@ mod tests {
         assert_eq!(config(500, 1500).check(), Ok(()));
         assert_eq!(config(500, 1499).check().unwrap_err().key, "session");
         assert_eq!(config(10, 1500).check().unwrap_err().key, "heartbeat");
+    }
+
+    #[test]
+    fn a_worker_has_some_weight() {
+        let config = |weight| Config { weight, ..Config::default() }.check();
+        assert_eq!((config(1), config(100)), (Ok(()), Ok(())));
+        assert!(config(0).unwrap_err().reason.contains("no shard"));
+        assert_eq!(config(101).unwrap_err().key, "weight");
     }
 }

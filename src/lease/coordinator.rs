@@ -13,6 +13,7 @@ use super::{
     heart::{self, Pulse},
     moves::{Move, Moves},
     nudge::back_off,
+    plan::PLAN,
     vacant::Vacancies,
     wanted,
     watchman::Watchman,
@@ -169,7 +170,7 @@ impl Coordinator {
     ) -> (Self, watch::Receiver<View>, mpsc::UnboundedSender<EndedShard>) {
         let (view, receiver) = watch::channel(View::default());
         let (sender, ended) = mpsc::unbounded_channel();
-        let (gone, fence, turns) = (Arc::default(), Fence::default(), Turns::default());
+        let (gone, fence, turns) = (Arc::default(), Fence::new(config.on_control_outage), Turns::default());
         let coordinator =
             Self { config, ledger, presence, identity, sources, working_for, gone, fence, turns, view, ended };
         (coordinator, receiver, sender)
@@ -238,6 +239,8 @@ impl Coordinator {
                 version: self.identity.version.clone(),
                 length: self.config.session,
                 sources: self.sources.iter().map(|source| source.name.clone()).collect(),
+                weight: self.config.weight,
+                plan: PLAN,
                 started_at: now,
                 beat_at: now,
             };
@@ -286,8 +289,8 @@ struct Tenure<'a> {
     watchman: Watchman,
     /// As last read; the dead ones are final.
     sessions: BTreeMap<SessionId, SessionState>,
-    /// What the workers can tail.
-    able: BTreeMap<SessionId, BTreeSet<Name>>,
+    /// What assignment knows of each.
+    members: BTreeMap<SessionId, Member>,
     /// Without checkpoints: the answer to a claim brings the true ones.
     leases: BTreeMap<ShardRef, Lease>,
     held: BTreeMap<ShardRef, Held>,
@@ -313,6 +316,20 @@ struct Tenure<'a> {
     tell_at: Option<Instant>,
 }
 
+/// What assignment knows of a worker.
+struct Member {
+    /// What it can tail.
+    sources: BTreeSet<Name>,
+    weight: u32,
+    plan: u32,
+}
+
+impl Member {
+    fn of(session: &Session) -> Self {
+        Self { sources: session.sources.clone(), weight: session.weight, plan: session.plan }
+    }
+}
+
 /// A worker that leaves.
 struct Draining {
     /// Works on until all others have seen that it leaves.
@@ -335,7 +352,7 @@ impl<'a> Tenure<'a> {
             parked_inbox: 0,
             watchman,
             sessions: BTreeMap::new(),
-            able: BTreeMap::new(),
+            members: BTreeMap::new(),
             leases: BTreeMap::new(),
             held: BTreeMap::new(),
             plan: Vec::new(),
@@ -443,7 +460,7 @@ impl<'a> Tenure<'a> {
             tracing::info!("the sessions can be read again");
         }
         self.sessions = sessions.iter().map(|session| (session.id.clone(), session.state)).collect();
-        self.able = sessions.iter().map(|session| (session.id.clone(), session.sources.clone())).collect();
+        self.members = sessions.iter().map(|session| (session.id.clone(), Member::of(session))).collect();
         if let Some(me) = sessions.iter().find(|session| session.id == self.me) {
             self.hear(me.inbox, me.parked_inbox);
         }
@@ -490,12 +507,15 @@ impl<'a> Tenure<'a> {
 
     fn replan(&mut self) {
         let roster = self.watchman.roster();
+        let members: Vec<(&SessionId, &Member)> =
+            roster.iter().filter_map(|id| self.members.get_key_value(id)).collect();
+        let version = members.iter().map(|(_, member)| member.plan).min().unwrap_or(PLAN);
         let able = |source: &Name| {
-            let able = roster.iter().filter(|id| self.able.get(*id).is_some_and(|sources| sources.contains(source)));
-            able.cloned().collect::<BTreeSet<SessionId>>()
+            let able = members.iter().filter(|(_, member)| member.sources.contains(source));
+            able.map(|(id, member)| (SessionId::clone(id), member.weight)).collect::<BTreeMap<SessionId, u32>>()
         };
         let plan = self.home.sources.iter().map(|source| match self.is_tailed(source) {
-            true => assign(source, &able(&source.name)),
+            true => assign(source, &able(&source.name), version),
             false => Vec::new(),
         });
         self.plan = plan.collect();
@@ -505,7 +525,12 @@ impl<'a> Tenure<'a> {
             self.wanted.extend(mine.map(|shard| ShardRef { source: source.name.clone(), shard }));
         }
         self.stopped.retain(|shard, _| self.wanted.contains(shard));
-        tracing::info!(workers = roster.len(), shards = self.wanted.len(), "the shards are shared anew");
+        tracing::info!(
+            workers = roster.len(),
+            plan = version,
+            shards = self.wanted.len(),
+            "the shards are shared anew"
+        );
     }
 
     /// Whether some trigger of the group wants the cells of a datastore.
@@ -535,7 +560,7 @@ impl<'a> Tenure<'a> {
     /// Until the next sweep: sooner while a shard that this worker wants has another owner, but not for ever.
     fn sweep_interval(&self) -> Duration {
         let membership = self.home.config.membership;
-        match self.waiting_since.map(|since| clock::since(since)) {
+        match self.waiting_since.map(clock::since) {
             Some(waited) if waited < SWEEP => SWEEP_WAITING.max(membership),
             Some(_) => SWEEP_PATIENT.max(membership),
             None => SWEEP.mul_f64(0.9 + 0.2 * fastrand::f64()),

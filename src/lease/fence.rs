@@ -7,6 +7,7 @@
 //! A heartbeat that is accepted later says that nobody declared the session dead; but what was true of the leases may have
 //! changed meanwhile (an operator), so the fence opens again only after the coordinator has read them.
 
+use super::OnControlOutage;
 use crate::cell::{SessionId, clock, planted};
 use std::{
     sync::{
@@ -18,6 +19,9 @@ use std::{
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Shared by all that act for one worker. Starts closed.
+///
+/// It answers two questions. Whether something may be written is decided as said above, always. Whether a call may be started
+/// is the same by default; with [`OnControlOutage::Continue`] calls go on past that time, until the session is over.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
     state: Arc<State>,
@@ -40,6 +44,8 @@ struct State {
     lapsed: AtomicBool,
     /// Whose session it is.
     session: AtomicU64,
+    /// Calls go on past the safe time.
+    calls_on: bool,
 }
 
 impl Default for State {
@@ -49,6 +55,7 @@ impl Default for State {
             lowest: AtomicU64::new(u64::MAX),
             lapsed: AtomicBool::new(false),
             session: AtomicU64::new(0),
+            calls_on: false,
         }
     }
 }
@@ -67,7 +74,24 @@ impl Fence {
         self.reopen();
     }
 
-    /// Whether calls may be started and writes be made.
+    /// Whether another session followed the one that this is of.
+    fn is_over(&self) -> bool {
+        self.of != 0 && self.of != self.state.session.load(SeqCst)
+    }
+
+    /// Of a worker that does so while its heartbeats are not answered.
+    pub(super) fn new(outage: OnControlOutage) -> Self {
+        let state = State { calls_on: outage == OnControlOutage::Continue, ..State::default() };
+        Self { state: Arc::new(state), of: 0 }
+    }
+
+    /// Whether calls may be started.
+    #[must_use]
+    pub fn may_call(&self) -> bool {
+        self.is_safe() || self.state.calls_on && !self.is_over() && self.state.until.load(SeqCst) > 0
+    }
+
+    /// Whether writes may be made.
     #[must_use]
     pub fn is_safe(&self) -> bool {
         !self.margin().is_zero() || planted::is("the fence is never closed")
@@ -76,8 +100,7 @@ impl Fence {
     /// How long it stays safe if no further heartbeat is accepted; zero when it is not.
     #[must_use]
     pub fn margin(&self) -> Duration {
-        let over = self.of != 0 && self.of != self.state.session.load(SeqCst);
-        if over && !planted::is("a new session opens the fence for the one before") {
+        if self.is_over() && !planted::is("a new session opens the fence for the one before") {
             return Duration::ZERO;
         }
         if self.state.lapsed.load(SeqCst) {
@@ -173,5 +196,21 @@ mod tests {
         fence.enter(&second, Duration::from_secs(20));
         assert!(fence.is_safe() && fence.of(&second).is_safe());
         assert!(!before.is_safe(), "its tasks may not have heard of its end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_go_on_past_the_safe_time_only_where_somebody_wants_it_and_never_past_the_session() {
+        clock::simulate(Millis(0));
+        let second = Duration::from_secs(1);
+        for (outage, goes_on) in [(OnControlOutage::Stop, false), (OnControlOutage::Continue, true)] {
+            let fence = Fence::new(outage);
+            assert!(!fence.may_call(), "no session yet");
+            fence.extend(clock::boot() + 7 * second);
+            assert!(fence.may_call() && fence.is_safe());
+            tokio::time::advance(8 * second).await;
+            assert_eq!((fence.may_call(), fence.is_safe()), (goes_on, false), "{outage:?}");
+            fence.close();
+            assert!(!fence.may_call(), "the session is over");
+        }
     }
 }

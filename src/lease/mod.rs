@@ -25,7 +25,7 @@ mod turns;
 mod vacant;
 mod watchman;
 
-pub use config::Config;
+pub use config::{Config, OnControlOutage};
 pub use coordinator::{Coordinator, Ended, EndedShard, Grant, Grants, Identity, View};
 pub use fence::Fence;
 pub use gone::Gone;

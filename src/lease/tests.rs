@@ -27,6 +27,7 @@ async fn left(ledger: &dyn Ledger, shard: &ShardRef, incarnation: &Incarnation, 
         seq: 1,
         checkpoints: [(trigger.clone(), checkpoint)].into(),
         lanes: Vec::new(),
+        alone: None,
         release: true,
     };
     assert_eq!(ledger.write(&write).await.unwrap(), Written::Accepted);

@@ -72,6 +72,8 @@ mod tests {
             seq: 0,
             claimed_at: Millis(7),
             checkpoints: BTreeMap::new(),
+            deaths: 0,
+            alone: None,
         };
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut vacancies = Vacancies::default();

@@ -32,7 +32,9 @@ impl Calls {
     #[must_use]
     pub fn of(trigger: &str) -> Self {
         let one = &[trigger];
-        for family in [&FAMILIES.dropped, &FAMILIES.protocol_faults, &FAMILIES.trimmed, &FAMILIES.erased] {
+        for family in
+            [&FAMILIES.dropped, &FAMILIES.protocol_faults, &FAMILIES.trimmed, &FAMILIES.erased, &FAMILIES.quarantined]
+        {
             let _ = family.with_label_values(one);
         }
         for reason in CHILD_ENDS {
@@ -68,6 +70,16 @@ impl Calls {
 /// This worker works on so many shards.
 pub fn shards_held(shards: usize) {
     FAMILIES.shards_held.set(i64::try_from(shards).unwrap_or(i64::MAX));
+}
+
+/// So many of them call one cell at a time.
+pub fn shards_guarded(shards: usize) {
+    FAMILIES.shards_guarded.set(i64::try_from(shards).unwrap_or(i64::MAX));
+}
+
+/// A cell that kills workers was put aside.
+pub fn quarantined(trigger: &str) {
+    FAMILIES.quarantined.with_label_values(&[trigger]).inc();
 }
 
 /// A shard task did not turn its loop any more, and was aborted.

@@ -27,6 +27,8 @@ pub(super) struct Families {
     pub(super) registry: Registry,
     pub(super) sampled: Sampled,
     pub(super) shards_held: IntGauge,
+    pub(super) shards_guarded: IntGauge,
+    pub(super) quarantined: IntCounterVec,
     pub(super) attempts: IntCounterVec,
     pub(super) handler_seconds: HistogramVec,
     pub(super) in_flight: IntGaugeVec,
@@ -56,6 +58,15 @@ impl Families {
         make.registry.register(Box::new(sampled.clone())).expect("the sampled metrics are registered once");
         let families = Self {
             shards_held: make.gauge("shards_held", "Shards that this worker works on."),
+            shards_guarded: make.gauge(
+                "shards_guarded",
+                "Shards of this worker whose cells are called one at a time because their owners died.",
+            ),
+            quarantined: make.counters(
+                "quarantined_cells_total",
+                "Cells that were the only one in flight when a worker died, and were put aside.",
+                &["trigger"],
+            ),
             attempts: make.counters(
                 "attempts_total",
                 "Calls of a handler that ended, by cell: a batch of ten counts ten times.",

@@ -7,8 +7,8 @@ mod sampled;
 
 pub use counted::{
     Calls, Started, Units, child_ended, consumed, dropped, dynamodb_consumed, dynamodb_request, dynamodb_throttled,
-    erased_passed, hole_met, protocol_fault, retention_trimmed, session_declared_dead, session_lost, shard_claimed,
-    shard_task_aborted, shards_held, tailed, trim_met, unmetered_requests,
+    erased_passed, hole_met, protocol_fault, quarantined, retention_trimmed, session_declared_dead, session_lost,
+    shard_claimed, shard_task_aborted, shards_guarded, shards_held, tailed, trim_met, unmetered_requests,
 };
 use families::Families;
 pub use families::Family;

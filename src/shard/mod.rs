@@ -3,6 +3,7 @@
 //! Plain state and one `select!` over closed events (`work.rs`); no locks, and no task a cell: calls are futures of this loop. At
 //! most one read of the log, and one write of the lease or one reading of the lanes, are under way at a time.
 
+mod company;
 mod news;
 mod pause;
 mod ring;
@@ -20,6 +21,7 @@ use crate::{
     lease::{Ended, Fence, Gone, Grant, Turns},
     store::Cells,
 };
+pub use company::Company;
 pub use news::{Follower, News};
 use standing::Silence;
 pub use standing::{Standing, Standings};
@@ -57,6 +59,8 @@ pub struct Shared {
     pub interval: Duration,
     /// What is told.
     pub standings: Standings,
+    /// What they know of each other's calls.
+    pub company: Company,
     /// Datastores that must not be worked on.
     pub foreign: watch::Receiver<Foreign>,
 }

@@ -6,7 +6,7 @@ use super::{
     write::{Trouble, Wrote, write},
 };
 use crate::{
-    cell::{AddedId, Checkpoint, LaneKind, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
+    cell::{AddedId, Alone, Checkpoint, LaneKind, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
     checkpoint::Window,
     dispatch::{Cursor, Now, Start, Trigger},
     tail::{self, TailError},
@@ -44,15 +44,16 @@ pub(super) struct Started {
     pub(super) cursors: Result<Vec<Cursor>, NoStart>,
 }
 
-/// One cursor for each trigger, with its active lane loaded.
+/// One cursor for each trigger, with its active lane loaded. `culprit` is a cell to be put aside.
 pub(super) async fn start(
     home: Arc<Home>,
     mut lease: Lease,
     triggers: Vec<Arc<Trigger>>,
+    culprit: Option<Alone>,
     trouble: &Trouble,
 ) -> Started {
     let mut written = BTreeMap::new();
-    let cursors = cursors(&home, &mut lease, &triggers, trouble, &mut written).await;
+    let cursors = cursors(&home, &mut lease, &triggers, culprit.as_ref(), trouble, &mut written).await;
     Started { seq: lease.seq, fresh: written, cursors }
 }
 
@@ -60,6 +61,7 @@ async fn cursors(
     home: &Home,
     lease: &mut Lease,
     triggers: &[Arc<Trigger>],
+    culprit: Option<&Alone>,
     trouble: &Trouble,
     written: &mut BTreeMap<TriggerId, Checkpoint>,
 ) -> Result<Vec<Cursor>, NoStart> {
@@ -83,7 +85,12 @@ async fn cursors(
                 let low = place(home, trigger).await?;
                 fresh.insert(
                     id.clone(),
-                    Checkpoint { low, generation: trigger.record.generation, ..Checkpoint::default() },
+                    Checkpoint {
+                        low,
+                        generation: trigger.record.generation,
+                        outlived: lease.deaths,
+                        ..Checkpoint::default()
+                    },
                 );
             }
         }
@@ -96,6 +103,7 @@ async fn cursors(
             seq: lease.seq + 1,
             checkpoints: fresh,
             lanes: Vec::new(),
+            alone: lease.alone.clone(),
             release: false,
         };
         match write(home.shared.ledger.clone(), home.fence.clone(), &lease_write, trouble).await {
@@ -115,8 +123,13 @@ async fn cursors(
         let (ledger, lane) = (&*home.shared.ledger, |kind| lane(&cursor, &home.shard, kind));
         let parked = read_lane(ledger, &lane(LaneKind::Active)).await?;
         let graves = read_graves(ledger, &lane(LaneKind::Dead)).await?;
-        cursor.resume_lane(parked, Now { instant: clock::now(), wall: clock::wall() });
+        let now = Now { instant: clock::now(), wall: clock::wall() };
+        cursor.resume_lane(parked, now);
         cursor.count_graves(graves);
+        if let Some(culprit) = culprit.filter(|culprit| culprit.trigger == trigger.record.id) {
+            cursor.quarantine(culprit.added_id, lease.deaths.saturating_sub(checkpoint.outlived), now);
+        }
+        cursor.on_trial(lease.deaths, tip, now);
         cursors.push(cursor);
     }
     Ok(cursors)

@@ -1,22 +1,23 @@
 //! The loop of a held shard.
 
+mod guard;
+mod tell;
+
 use super::{
     Follower, Home, Triggers, lane,
     pause::{Wish, pause},
     read_graves, read_lane,
     ring::{self, Ring},
-    standing::{Standing, Told},
     start::{NoStart, Started, start},
     write::{Trouble, Wrote, write},
 };
 use crate::{
     cell::{
-        AddedId, Epoch, Go, Lane, LaneKind, Lease, LeaseWrite, Millis, Parked, StoreError, TriggerId, TriggerRecord,
-        chain, clock,
+        AddedId, Alone, Epoch, Go, Lane, LaneKind, Lease, LeaseWrite, Millis, Parked, StoreError, TriggerId,
+        TriggerRecord, chain, clock,
     },
-    checkpoint,
-    dispatch::{Attempted, Cursor, Next, Now, Pages, Trigger, attempt},
-    lease::{Ended, Gone, Grant},
+    dispatch::{Attempted, Cursor, May, Next, Now, Pages, Trigger, attempt},
+    lease::{Ended, Fence, Gone, Grant},
     metrics,
     store::segment,
     tail::{Entry, Run, TailError, run},
@@ -26,6 +27,7 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
+use guard::Guard;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
@@ -124,8 +126,8 @@ pub(super) struct Work {
     epoch: Epoch,
     /// `seq` of the last write; every write has one of its own.
     seq: u64,
-    /// Whether calls may begin.
-    safe: Go,
+    /// Whether calls may begin, and answers be written.
+    may: May,
     /// By number, which is never used again. In boxes: a map has room for eleven from the first one on, in each of thousands of
     /// idle shards.
     cursors: BTreeMap<u64, Box<Held>>,
@@ -154,8 +156,10 @@ pub(super) struct Work {
     turn: u64,
     books: OptionFuture<BoxFuture<'static, Books>>,
     booking: bool,
-    /// Cursors that the write under way is about.
+    /// Cursors that the write under way is about, and the cell that it says is called alone.
     written: Vec<u64>,
+    wrote_alone: Option<Alone>,
+    guard: Guard,
     releasing: bool,
     /// Writes in a row that an operator's change refused, and until when they rest.
     lane_refusals: u32,
@@ -183,8 +187,11 @@ impl Work {
             (Lease::clone(&grant.lease), grant.look, grant.give_by)
         };
         let tip = home.cells.tip(home.shard.shard);
-        let (fence, turns) = (home.fence.clone(), home.turns.clone());
-        let safe = Go::while_it(move || fence.is_safe() && !turns.is_given_up());
+        let may = |so: fn(&Fence) -> bool| {
+            let (fence, turns) = (home.fence.clone(), home.turns.clone());
+            Go::while_it(move || so(&fence) && !turns.is_given_up())
+        };
+        let may = May { call: may(Fence::may_call), write: may(Fence::is_safe) };
         let mut work = Self {
             home,
             grant,
@@ -195,8 +202,9 @@ impl Work {
             gone: Arc::default(),
             epoch: lease.epoch,
             seq: lease.seq,
+            guard: Guard::new(lease.alone.clone()),
             lease,
-            safe,
+            may,
             cursors: BTreeMap::new(),
             next_number: 0,
             start_rests: None,
@@ -219,6 +227,7 @@ impl Work {
             books: None.into(),
             booking: false,
             written: Vec::new(),
+            wrote_alone: None,
             releasing: false,
             lane_refusals: 0,
             write_rests: None,
@@ -268,6 +277,7 @@ impl Work {
                         return ended;
                     }
                 }
+                Some(ready) = &mut self.guard.ready, if self.guard.waiting => self.on_ready(ready, self::now()),
                 Some((after, paid, result)) = &mut self.read, if self.reading => {
                     (self.read, self.reading) = (None.into(), false);
                     self.on_read(after, paid, result);
@@ -346,8 +356,9 @@ impl Work {
             (self.room, self.waiting, self.paid) = (None.into(), false, None);
         }
         if self.give_by.is_some() {
+            self.stand_down(now);
             self.drain(now);
-        } else if safe {
+        } else if self.home.fence.may_call() {
             self.dismiss();
             self.feed(now);
             if !foreign {
@@ -403,7 +414,8 @@ impl Work {
             let at_once = held.leaving || self.give_by.is_some();
             held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
         };
-        self.cursors.values().filter(|held| !held.retired).filter_map(|held| due(held)).min()
+        let cursors = self.cursors.values().filter(|held| !held.retired).filter_map(|held| due(held));
+        cursors.chain(guard::due(&self.guard)).min()
     }
 
     /// When to turn the loop although nothing happened.
@@ -430,7 +442,7 @@ impl Work {
                 }
                 match held.cursor.next(now) {
                     Next::At(at) => by(Some(at)),
-                    Next::Call if !held.asked => by(Some(now.instant + LOOK)),
+                    Next::Call if !held.asked && self.guard.is_idle() => by(Some(now.instant + LOOK)),
                     Next::Call | Next::Idle => {}
                 }
             }
@@ -600,6 +612,9 @@ impl Work {
     // ---- calling ----
 
     fn start_calls(&mut self, now: Now) {
+        if self.guard(now) {
+            return;
+        }
         let numbers: Vec<u64> = self.cursors.keys().copied().collect();
         for number in numbers {
             for _ in 0..CALLS_A_TURN {
@@ -628,14 +643,15 @@ impl Work {
 
     /// Starts one call; `false` when there was nothing to call after all.
     fn call(&mut self, number: u64, permit: OwnedSemaphorePermit, now: Now) -> bool {
-        if self.give_by.is_some() || !self.home.fence.is_safe() || self.is_foreign() {
+        if !self.may_call() || !self.guard.is_off() {
             return false;
         }
+        let Some(joined) = self.home.shared.company.join() else { return false };
         let Some(held) = self.cursors.get_mut(&number).filter(|held| !held.leaving) else { return false };
         let Some((items, probe)) = held.cursor.take(now) else { return false };
         let trigger = held.cursor.trigger().clone();
-        let safe = self.safe.clone();
-        self.calls.push(attempt(trigger, number, self.epoch, items, probe, permit, safe).boxed());
+        let call = attempt(trigger, number, self.epoch, items, probe, permit, self.may.clone());
+        self.calls.push(call.inspect(move |_| drop(joined)).boxed());
         true
     }
 
@@ -645,6 +661,7 @@ impl Work {
         for ended in items {
             held.cursor.settle(ended, probe, now);
         }
+        self.guard_settled();
     }
 
     /// Handlers that asked for a pause of their trigger.
@@ -670,8 +687,9 @@ impl Work {
     fn start_cursors(&mut self) {
         let missing = self.missing().cloned().collect();
         let (home, trouble) = (self.home.clone(), self.trouble.clone());
-        let lease = Lease { seq: self.seq, ..self.lease.clone() };
-        self.begin(async move { Books::Started(start(home, lease, missing, &trouble).await) }.boxed());
+        let lease = Lease { seq: self.seq, alone: self.alone_in(false).0, ..self.lease.clone() };
+        let culprit = self.guard.culprit().cloned();
+        self.begin(async move { Books::Started(start(home, lease, missing, culprit, &trouble).await) }.boxed());
     }
 
     fn start_write(&mut self, release: bool) {
@@ -684,6 +702,7 @@ impl Work {
             seq: self.seq,
             checkpoints: BTreeMap::new(),
             lanes: Vec::new(),
+            alone: None,
             release,
         };
         self.written.clear();
@@ -702,6 +721,8 @@ impl Work {
             self.written.push(*number);
         }
         self.releasing = release;
+        (self.wrote_alone, self.guard.sent) = self.alone_in(release);
+        lease_write.alone.clone_from(&self.wrote_alone);
         let (home, trouble) = (self.home.clone(), self.trouble.clone());
         self.begin(
             async move {
@@ -759,8 +780,11 @@ impl Work {
                 if self.releasing {
                     return Some(Ended::Released);
                 }
+                let alone = self.wrote_alone.take();
+                self.guard_written(alone.as_ref(), now);
             }
             Books::Wrote(Wrote::LaneChanged) => {
+                self.guard.sent = guard::Sent::Nothing;
                 for held in self.cursors.iter_mut().filter(|(n, _)| self.written.contains(n)).map(|(_, held)| held) {
                     held.cursor.unsent(now);
                 }
@@ -835,47 +859,6 @@ impl Work {
         // A shard that cannot start must rest before it tries again.
         self.start_rests = Some(now.instant + rests.mul_f64(0.5 + fastrand::f64() / 2.0));
         None
-    }
-
-    fn tell(&mut self, now: Now) {
-        if !self.tell_due || self.told + TOLD > now.instant {
-            return;
-        }
-        self.told = now.instant;
-        self.tell_due = false;
-        let tip = *self.tip.borrow();
-        let shared = &self.home.shared;
-        let foreign = shared.foreign.borrow().get(&self.home.shard.source).cloned();
-        let stopped = foreign.or_else(|| self.stopped.clone()).or_else(|| self.trouble.borrow().clone());
-        let standings = self.cursors.values().map(|held| {
-            let cursor = &held.cursor;
-            let lag = cursor.lag(tip);
-            let standing = Standing {
-                low: cursor.low(),
-                tip,
-                lag,
-                oldest: (lag > 0).then(|| cursor.oldest()).flatten(),
-                parked: cursor.lots(),
-                window_fill: cursor.window_fill(),
-                unstored_since: cursor.unstored_since(),
-                paused: cursor.pause().map(str::to_owned),
-                stopped: stopped.clone(),
-            };
-            (cursor.trigger().name.clone(), standing)
-        });
-        let mut told: Told = standings.collect();
-        for trigger in self.missing() {
-            // Not at work yet: how far it is stands in the lease.
-            let checkpoint = self.lease.checkpoints.get(&trigger.record.id);
-            let low = checkpoint.map_or(AddedId(0), |checkpoint| checkpoint.low);
-            let lag = checkpoint.map_or(0, |checkpoint| checkpoint::lag(checkpoint, tip));
-            if lag > 0 || self.start_error.is_some() {
-                let stopped = self.start_error.clone();
-                told.push((trigger.name.clone(), Standing { low, tip, lag, stopped, ..Standing::default() }));
-            }
-        }
-        told.shrink_to_fit();
-        shared.standings.tell(&self.home.shard, self.epoch, told);
     }
 }
 

@@ -467,6 +467,7 @@ mod tests {
             seq: 1,
             checkpoints: BTreeMap::from([(trigger.clone(), Checkpoint::default())]),
             lanes: Vec::new(),
+            alone: None,
             release: false,
         };
         ledger.write(&write).await.unwrap();

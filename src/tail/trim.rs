@@ -327,6 +327,7 @@ mod tests {
             seq: 1,
             checkpoints: BTreeMap::from([(fresh, checkpoint)]),
             lanes: Vec::new(),
+            alone: None,
             release: false,
         };
         ledger.write(&write).await.unwrap();

@@ -164,6 +164,8 @@ mod tests {
             seq: 0,
             claimed_at: Millis(7),
             checkpoints: checkpoint.map(|checkpoint| (TriggerId::from_stored("t"), checkpoint)).into_iter().collect(),
+            deaths: 0,
+            alone: None,
         }
     }
 

@@ -282,6 +282,7 @@ async fn begin(log: &MemoryLog, ledger: &MemoryLedger, trigger: &str) {
             seq: 1,
             checkpoints: [(TriggerId::from_stored(trigger), Checkpoint::default())].into(),
             lanes: vec![LaneChange::Put(parked)],
+            alone: None,
             release: false,
         };
         assert_eq!(ledger.write(&write).await.unwrap(), Written::Accepted);

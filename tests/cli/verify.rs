@@ -125,6 +125,7 @@ async fn fill(home: &Home) {
             seq: 1,
             checkpoints: BTreeMap::from(checkpoints),
             lanes,
+            alone: None,
             release: false,
         };
         assert_eq!(ledger.write(&write).await.unwrap(), Written::Accepted);

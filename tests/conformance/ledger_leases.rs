@@ -4,8 +4,8 @@ use super::ledger_sessions::{accepted, refused};
 use super::{Fixture, cases};
 use bytes::Bytes;
 use cellhook::cell::{
-    AddedId, Answer, Checkpoint, Epoch, Incarnation, Lease, LeaseWrite, Ledger, Millis, Name, SessionId, ShardId,
-    ShardPause, ShardRef, TriggerId, Written,
+    AddedId, Alone, Answer, Checkpoint, Epoch, Incarnation, Lease, LeaseWrite, Ledger, Millis, Name, SessionId,
+    ShardId, ShardPause, ShardRef, TriggerId, Written,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ cases! {
     what_an_owner_stored_after_an_operators_look_is_not_undone
     thirty_two_triggers_fit_one_write
     a_retired_trigger_is_forgotten_and_nobody_is_fenced
+    deaths_are_counted_by_claims_from_dead_owners
+    a_cell_that_is_called_alone_is_evidence_only_of_a_death
 }
 
 /// A write that must be accepted; gives the lease as it stands then.
@@ -71,6 +73,7 @@ pub(super) fn next(lease: &Lease) -> LeaseWrite {
         seq: lease.seq + 1,
         checkpoints: BTreeMap::new(),
         lanes: Vec::new(),
+        alone: None,
         release: false,
     }
 }
@@ -88,6 +91,8 @@ async fn a_lease_that_is_absent_is_claimed_once(fixture: Arc<dyn Fixture>) {
         seq: 0,
         claimed_at: Millis(7),
         checkpoints: BTreeMap::new(),
+        deaths: 0,
+        alone: None,
     };
     assert_eq!(lease, wanted);
     assert_eq!(ledger.lease(&shard).await.unwrap(), Some(lease.clone()));
@@ -127,13 +132,14 @@ async fn a_claim_keeps_the_checkpoints_and_starts_the_seq_anew(fixture: Arc<dyn 
         paused: Some(ShardPause { generation: 3, reason: "why".into() }),
         dead: 17,
         generation: 2,
+        outlived: 4,
     };
     let checkpoints = points([("t1", full), ("t2", Checkpoint::default())]);
     let write = LeaseWrite { checkpoints: checkpoints.clone(), seq: 5, ..next(&first) };
     let written = written(&ledger, &write).await;
     assert_eq!(written, Lease { seq: 5, checkpoints: checkpoints.clone(), ..first });
     let second = accepted(claim(&ledger, &shard, "you", Some(&written)).await);
-    assert_eq!(second, Lease { owner: Some(id("you")), epoch: Epoch(2), seq: 0, checkpoints, ..written });
+    assert_eq!(second, Lease { owner: Some(id("you")), epoch: Epoch(2), seq: 0, checkpoints, deaths: 1, ..written });
     assert_eq!(ledger.lease(&shard).await.unwrap(), Some(second));
 }
 
@@ -329,4 +335,45 @@ async fn a_retired_trigger_is_forgotten_and_nobody_is_fenced(fixture: Arc<dyn Fi
     }
     let after = written(&ledger, &LeaseWrite { checkpoints: points([("stays", at(9))]), ..next(&lease) }).await;
     assert_eq!(after.checkpoints.keys().collect::<Vec<_>>(), [&stays]);
+}
+
+async fn deaths_are_counted_by_claims_from_dead_owners(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let shard = shard("trips", 7);
+    let mut lease = accepted(claim(&ledger, &shard, "a", None).await);
+    assert_eq!(lease.deaths, 0);
+    for (owner, deaths) in [("b", 1), ("c", 2), ("c", 2), ("d", 3)] {
+        let seen = lease.clone();
+        lease = accepted(claim(&ledger, &shard, owner, Some(&seen)).await);
+        assert_eq!(lease.deaths, deaths, "{owner}, after {:?}", seen.owner);
+        assert_eq!(
+            refused(claim(&ledger, &shard, "e", Some(&seen)).await),
+            Some(lease.clone()),
+            "a refused one adds none"
+        );
+    }
+    let free = written(&ledger, &LeaseWrite { release: true, ..next(&lease) }).await;
+    assert_eq!(accepted(claim(&ledger, &shard, "a", Some(&free)).await).deaths, 3, "nobody died");
+}
+
+async fn a_cell_that_is_called_alone_is_evidence_only_of_a_death(fixture: Arc<dyn Fixture>) {
+    let ledger = fixture.ledger().await;
+    let shard = shard("trips", 7);
+    let mut lease = accepted(claim(&ledger, &shard, "a", None).await);
+    let alone =
+        |added_id, quiet| Some(Alone { trigger: TriggerId::from_stored("t"), added_id: AddedId(added_id), quiet });
+    for recorded in [alone(7, false), alone(8, true), None, alone(9, true)] {
+        lease = written(&ledger, &LeaseWrite { alone: recorded.clone(), ..next(&lease) }).await;
+        assert_eq!(lease.alone, recorded, "each write says what is so from now on");
+    }
+    let late = LeaseWrite { seq: lease.seq, ..next(&lease) };
+    assert_eq!(unwritten(&ledger, &late).await, Some(lease.clone()), "a refused one says nothing");
+    lease = accepted(claim(&ledger, &shard, "b", Some(&lease)).await);
+    assert_eq!(lease.alone, alone(9, true), "its owner died");
+    lease = accepted(claim(&ledger, &shard, "b", Some(&lease)).await);
+    assert_eq!(lease.alone, None, "its owner claimed anew");
+    let write = LeaseWrite { alone: alone(9, true), release: true, ..next(&lease) };
+    lease = written(&ledger, &write).await;
+    lease = accepted(claim(&ledger, &shard, "c", Some(&lease)).await);
+    assert_eq!(lease.alone, None, "its owner left");
 }

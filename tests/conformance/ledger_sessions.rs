@@ -47,6 +47,8 @@ fn session(id: &str) -> Session {
         sources: ["rides", "trips"].map(|name| Name::new(name).unwrap()).into(),
         started_at: Millis(1_700_000_000_123),
         beat_at: Millis(1_700_000_000_456),
+        weight: 7,
+        plan: 3,
     }
 }
 

@@ -34,6 +34,7 @@ async fn registered(group: &Group, checkpoint: Checkpoint) {
         seq: 1,
         checkpoints: BTreeMap::from([(id, checkpoint)]),
         lanes: Vec::new(),
+        alone: None,
         release: true,
     };
     assert_eq!(group.ledger.write(&write).await.unwrap(), Written::Accepted);

@@ -284,6 +284,7 @@ impl World {
                 session: 3 * minute,
                 membership: minute,
                 drain_deadline: 10 * SECOND,
+                ..lease::Config::default()
             },
         };
         let poll = match trims {
@@ -362,6 +363,7 @@ impl World {
             seq: 1,
             checkpoints: [(bill.id, Checkpoint::default())].into(),
             lanes: Vec::new(),
+            alone: None,
             release: false,
         };
         assert_eq!(self.ledger.write(&write).await.unwrap(), Written::Accepted);

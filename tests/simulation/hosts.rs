@@ -94,6 +94,10 @@ impl Billing {
             ));
         };
         note("starts");
+        if event.cell.body.contains("lethal") {
+            self.weather.lock().unwrap().killed.push(self.host);
+            return std::future::pending().await;
+        }
         let slowly = if rng.u8(..100) == 0 { 20 } else { 1 };
         sleep(Duration::from_millis(rng.u64(1..=self.takes * slowly))).await;
         let poison = event.cell.key.row_key.starts_with("poison");

@@ -61,6 +61,12 @@ pub(super) struct Swarm {
     /// How far the workers' clocks go apart: thousandths of pace, and milliseconds of the wall clock.
     pub(super) drift: u64,
     pub(super) off: i64,
+    /// The workers' weights are drawn up to this.
+    pub(super) weights: u32,
+    /// Calls go on while the control table is out of reach.
+    pub(super) continues: bool,
+    /// One cell kills every worker that calls for it.
+    pub(super) lethal: bool,
     /// An outage of hours at the end, after which all come back at once.
     pub(super) long_outage: bool,
     /// Faults end after so many seconds. For shrinking.
@@ -133,6 +139,9 @@ impl Swarm {
                 _ => rng.u64(1..50),
             },
             off: rng.i64(0..60_000),
+            weights: if rng.u8(..3) == 0 { 4 } else { 1 },
+            continues: rng.u8(..5) == 0,
+            lethal: rng.u8(..12) == 0,
             long_outage: rng.u8(..50) == 0,
             faults_for: u64::MAX,
         }
@@ -159,6 +168,9 @@ pub(super) const KNOBS: &[Knob] = &[
     ("expired", |swarm| swarm.chaos.expired = 0.0),
     ("missing", |swarm| swarm.chaos.missing = 0.0),
     ("clocks", |swarm| (swarm.drift, swarm.off) = (0, 0)),
+    ("weights", |swarm| swarm.weights = 1),
+    ("continues", |swarm| swarm.continues = false),
+    ("lethal", |swarm| swarm.lethal = false),
     ("failing", |swarm| swarm.failing = 0),
     ("lost", |swarm| swarm.faults.lost = 0.0),
     ("reply-lost", |swarm| swarm.faults.reply_lost = 0.0),

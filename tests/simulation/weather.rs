@@ -99,6 +99,8 @@ pub(super) struct Weather {
     pub(super) expired_until: BTreeMap<u32, Instant>,
     /// These tables are not there.
     pub(super) missing_until: BTreeMap<Part, Instant>,
+    /// Hosts that a cell has killed.
+    pub(super) killed: Vec<u32>,
     pub(super) counts: BTreeMap<&'static str, u64>,
     pub(super) requests: u64,
     pub(super) trace: u64,
@@ -117,6 +119,7 @@ impl Weather {
             outage_until: start,
             expired_until: BTreeMap::new(),
             missing_until: BTreeMap::new(),
+            killed: Vec::new(),
             counts: BTreeMap::new(),
             requests: 0,
             trace: 0xcbf2_9ce4_8422_2325,

@@ -91,7 +91,7 @@ fn columns(trigger: &Name) -> Vec<String> {
 impl World {
     async fn new(seed: u64, swarm: Swarm, told: bool) -> Self {
         let weather = Arc::new(Mutex::new(Weather::new(seed, swarm.faults, told)));
-        let oracle = Arc::new(Oracle::new(columns));
+        let oracle = Arc::new(Oracle::new(columns, !swarm.continues));
         let names: Vec<Name> = ["bill", "copy", "strict"].map(name).into_iter().take(swarm.triggers).collect();
         let new = NewDatastore { name: name("trips"), shards: swarm.shards };
         let stage = Stage::new(swarm.level, &new, name("g"), weather.clone(), oracle.clone()).await;
@@ -189,6 +189,9 @@ impl World {
         let token = CancellationToken::new();
         let stop = token.clone();
         let (floor, ceiling) = self.swarm.poll;
+        let weight = u32::try_from(self.draw(1, u64::from(self.swarm.weights) + 1)).expect("small");
+        let on_control_outage =
+            if self.swarm.continues { lease::OnControlOutage::Continue } else { lease::OnControlOutage::Stop };
         let poll = tail::Config { floor: Duration::from_millis(floor), ceiling: Duration::from_millis(ceiling) };
         let memory = self.swarm.memory;
         let life = async move {
@@ -196,7 +199,12 @@ impl World {
             loop {
                 if let Some((log, ledger)) = way.open().await {
                     let setup = Setup {
-                        lease: lease::Config { drain_deadline: 20 * SECOND, ..lease::Config::default() },
+                        lease: lease::Config {
+                            drain_deadline: 20 * SECOND,
+                            weight,
+                            on_control_outage,
+                            ..lease::Config::default()
+                        },
                         poll: poll.clone(),
                         checkpoint_interval: 3 * SECOND,
                         memory,
@@ -235,7 +243,7 @@ impl World {
         });
     }
 
-    fn start_writer(&mut self) {
+    fn start_writer(&mut self, first: bool) {
         let network = self.network();
         let mut rng = fastrand::Rng::with_seed(self.seed ^ u64::from(network.host));
         let way = self.stage.way(network);
@@ -243,6 +251,7 @@ impl World {
             oracle: self.oracle.clone(),
             rows: self.swarm.rows,
             next_ref: u64::from(rng.u32(..)) << 20,
+            lethal_in: (first && self.swarm.lethal).then(|| rng.usize(1..50)),
             earlier: Vec::new(),
             rng,
         };
@@ -271,6 +280,13 @@ impl World {
         weather.note(format_args!("{what} {host:?}"));
     }
 
+    fn kill(&mut self, what: &'static str, place: usize) {
+        self.count(what, Some(place));
+        let host = self.hosts.remove(place);
+        host.task.abort();
+        thaw(&host.freezer);
+    }
+
     /// What chance does in one second.
     fn disturb(&mut self) {
         let now = Instant::now();
@@ -286,14 +302,17 @@ impl World {
                 });
             }
         }
+        let killed = std::mem::take(&mut self.weather.lock().unwrap().killed);
+        for place in
+            (0..self.hosts.len()).rev().filter(|place| killed.contains(&self.hosts[*place].number)).collect::<Vec<_>>()
+        {
+            self.kill("killed by a cell", place);
+        }
         let chaos = self.swarm.chaos;
         if self.chance(chaos.kill)
             && let Some(place) = self.some_host()
         {
-            self.count("kill", Some(place));
-            let host = self.hosts.remove(place);
-            host.task.abort();
-            thaw(&host.freezer);
+            self.kill("kill", place);
         }
         if self.chance(chaos.freeze)
             && let Some(place) = self.some_host()
@@ -437,7 +456,9 @@ impl World {
                 return;
             }
         }
-        self.oracle.check_claims(CLAIMS_MAX);
+        if !self.swarm.lethal {
+            self.oracle.check_claims(CLAIMS_MAX);
+        }
         if self.seed.is_multiple_of(4) {
             let before = self.oracle.claims();
             for _ in 0..QUIET {
@@ -491,6 +512,8 @@ struct Writer {
     rng: fastrand::Rng,
     rows: usize,
     next_ref: u64,
+    /// After so many cells comes one that kills.
+    lethal_in: Option<usize>,
     earlier: Vec<NewCell>,
 }
 
@@ -501,7 +524,9 @@ impl Writer {
         let kind = if row.is_multiple_of(17) { "poison" } else { "row" };
         let column = if self.rng.u8(..4) == 0 { "NOTE" } else { "BASE" };
         let key = CellKey { row_key: format!("{kind}-{row}").into(), column: column.into(), ref_key: self.next_ref };
-        NewCell { key, body: format!("{{\"n\":{}}}", self.next_ref).into(), origin: None }
+        let what = if self.lethal_in == Some(0) { "lethal" } else { "n" };
+        self.lethal_in = self.lethal_in.and_then(|cells| cells.checked_sub(1));
+        NewCell { key, body: format!("{{\"{what}\":{}}}", self.next_ref).into(), origin: None }
     }
 
     /// Something that lies there already: the same again, or another body.
@@ -593,8 +618,8 @@ pub(super) fn run(seed: u64, swarm: Swarm, bug: &'static str, told: bool) -> Out
         let start = Instant::now();
         let mut world = World::new(seed, swarm, told).await;
         planted::plant(bug);
-        for _ in 0..2 {
-            world.start_writer();
+        for first in [true, false] {
+            world.start_writer(first);
         }
         for second in 0..world.swarm.seconds {
             if second == world.swarm.faults_for {

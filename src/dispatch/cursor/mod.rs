@@ -16,6 +16,7 @@ mod look;
 mod parking;
 mod retries;
 mod save;
+mod trial;
 
 use super::{Ballast, Ended, Gate, Trigger, config::Order, lane::LaneBook, retry::IN_MEMORY};
 use crate::{
@@ -36,6 +37,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use trial::Trial;
 
 /// Errors that are kept of a parked cell.
 const ERRORS_KEPT: usize = 3;
@@ -154,6 +156,11 @@ pub struct Cursor {
     rate_wait: Option<Instant>,
     /// First place and `created_at` of the segments from low-water on.
     times: VecDeque<(AddedId, Millis)>,
+    /// Deaths of owners that are behind it, and what it has to get through until the others are.
+    outlived: u64,
+    trial: Option<Box<Trial>>,
+    /// To be parked as dead when it is met, and why.
+    condemned: Option<(AddedId, String)>,
 }
 
 impl Cursor {
@@ -195,6 +202,9 @@ impl Cursor {
             leaving: Vec::new(),
             rate_wait: None,
             times: VecDeque::new(),
+            outlived: checkpoint.outlived,
+            trial: None,
+            condemned: None,
             trigger,
         })
     }
@@ -342,7 +352,7 @@ impl Cursor {
         let skip = cells.partition_point(|cell| cell.added_id <= self.at);
         for cell in &cells[skip..] {
             if !self.has_room() {
-                return;
+                break;
             }
             debug_assert_eq!(cell.added_id, self.at.next(), "a dense run");
             self.at = cell.added_id;
@@ -365,16 +375,21 @@ impl Cursor {
                     self.dirty_since.get_or_insert(now.instant);
                     metrics::erased_passed(self.trigger.name.as_str());
                 }
-                Decision::Call => self.enter(cell.clone(), ballast.clone(), now),
+                Decision::Call => match self.condemned.take_if(|(id, _)| *id == cell.added_id) {
+                    None => self.enter(cell.clone(), ballast.clone(), now),
+                    Some((_, why)) => {
+                        let mut item = self.item(cell.clone(), ballast.clone());
+                        item.attempts += 1;
+                        self.refuse(item, why, now);
+                    }
+                },
                 Decision::Failed(error) => {
-                    let mut item = self.item(cell.clone(), ballast.clone());
-                    item.errors.push(clip(error));
-                    self.undone += 1;
-                    self.bytes += item.size();
-                    self.bury(item, now);
+                    let item = self.item(cell.clone(), ballast.clone());
+                    self.refuse(item, error, now);
                 }
             }
         }
+        self.judge();
     }
 
     /// Passes a trimmed hole.
@@ -383,6 +398,7 @@ impl Cursor {
             self.window.finish_range(self.at.next(), last);
             self.at = last;
             self.dirty_since.get_or_insert(now.instant);
+            self.judge();
         }
     }
 
@@ -400,6 +416,7 @@ impl Cursor {
             let why = clip(format!("the log's segment cannot be decoded: {reason}"));
             self.bury_range(first, last, why, now);
         }
+        self.judge();
     }
 
     fn item(&mut self, cell: Cell, ballast: Arc<Ballast>) -> Item {
@@ -423,8 +440,17 @@ impl Cursor {
         }
     }
 
+    /// Parks a cell as dead that was just read. It was never the head of its row.
+    fn refuse(&mut self, mut item: Item, why: String, now: Now) {
+        item.errors.push(clip(why));
+        self.undone += 1;
+        self.bytes += item.size();
+        self.put_in_grave(item, now);
+    }
+
     fn enter(&mut self, cell: Cell, ballast: Arc<Ballast>, now: Now) {
         let item = self.item(cell, ballast);
+        self.meets(item.added_id);
         self.undone += 1;
         self.bytes += item.size();
         if self.trigger.config.order == Order::None || planted::is("a row is not waited for") {
@@ -500,10 +526,15 @@ impl Cursor {
 
     /// Takes the cells of one call, and whether it is the breaker's probe.
     pub fn take(&mut self, now: Now) -> Option<(Vec<Item>, bool)> {
+        self.take_at_most(usize::MAX, now)
+    }
+
+    /// The same, of so many cells.
+    pub fn take_at_most(&mut self, most: usize, now: Now) -> Option<(Vec<Item>, bool)> {
         if self.next(now) != Next::Call {
             return None;
         }
-        let batch = self.trigger.config.batch as usize;
+        let batch = most.min(self.trigger.config.batch as usize);
         let alone = self.ready.front().is_some_and(|item| item.interruptions >= 2);
         let together = self.ready.iter().take(batch).take_while(|item| item.interruptions < 2).count();
         let n = if alone { 1 } else { together.min(self.callable()) };
@@ -560,12 +591,19 @@ impl Cursor {
 
     /// Takes a cell back with its verdict; `probe` when it was the breaker's.
     pub fn settle(&mut self, ended: Ended, probe: bool, now: Now) {
-        let Ended { mut item, verdict, called } = ended;
+        let Ended { item, verdict, called } = ended;
         self.in_flight -= 1;
         if called {
             self.trigger.calls.ended(verdict.label());
+            self.proves(item.added_id);
         }
         self.tell_breaker(&verdict, called, probe, now);
+        self.decide(item, verdict, probe, now);
+        self.judge();
+    }
+
+    /// What becomes of a cell after its verdict.
+    fn decide(&mut self, mut item: Item, verdict: Verdict, probe: bool, now: Now) {
         if item.parked {
             let Some(parked) = self.book.get(item.added_id) else {
                 // An operator dropped it meanwhile.
@@ -633,6 +671,7 @@ impl Cursor {
     }
 
     fn finish(&mut self, item: Item, now: Now) {
+        self.proves(item.added_id);
         if item.parked {
             self.book.remove(item.added_id);
             self.in_hand.remove(&item.added_id);

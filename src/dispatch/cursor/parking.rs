@@ -101,6 +101,7 @@ impl Cursor {
         item.errors = Vec::new();
         self.in_hand.insert(item.added_id);
         self.dirty_since.get_or_insert(now.instant);
+        self.proves(item.added_id);
     }
 
     pub(super) fn parked_as(&self, added_id: AddedId, state: ParkedState, now: Now) -> Parked {
@@ -171,8 +172,16 @@ impl Cursor {
         }
     }
 
-    /// Parks a cell as dead. It blocks nobody.
+    /// Parks a cell as dead, and what waited behind it comes.
     pub(super) fn bury(&mut self, item: Item, now: Now) {
+        let lock = item.lock.clone();
+        self.put_in_grave(item, now);
+        self.leave_row(&lock, now);
+    }
+
+    /// Parks a cell as dead. It blocks nobody.
+    pub(super) fn put_in_grave(&mut self, item: Item, now: Now) {
+        self.proves(item.added_id);
         let from_window = !item.parked;
         let parked = if from_window {
             self.undone -= 1;
@@ -190,7 +199,7 @@ impl Cursor {
             self.in_hand.remove(&item.added_id);
             match self.book.remove(item.added_id) {
                 Some(parked) => Parked { state: ParkedState::Dead, revision: Parked::fresh_revision(), ..parked },
-                None => return self.leave_row(&item.lock, now),
+                None => return,
             }
         };
         let parked = Parked { attempts: item.attempts, errors: item.errors, next_attempt_at: Millis(0), ..parked };
@@ -207,7 +216,6 @@ impl Cursor {
         }
         self.book.bury(parked, from_window);
         self.count_dead(now);
-        self.leave_row(&item.lock, now);
     }
 
     /// Parks a range that cannot be read as dead.
@@ -316,6 +324,7 @@ impl Cursor {
     /// An operator took a parked cell away. One in flight is passed when it comes back.
     fn forget(&mut self, parked: &Parked, now: Now) {
         let id = parked.added_id;
+        self.proves(id);
         let head = self.retries.remove(id).or_else(|| {
             let place = self.ready.iter().position(|item| item.added_id == id)?;
             self.ready.remove(place)

@@ -28,6 +28,15 @@ impl Retries {
         self.by_time.first_key_value().map(|((due, _), _)| *due)
     }
 
+    pub(super) fn has(&self, id: AddedId) -> bool {
+        self.due.contains_key(&id)
+    }
+
+    /// Those that are due by then.
+    pub(super) fn due_by(&self, now: Instant) -> impl Iterator<Item = AddedId> {
+        self.by_time.range(..=(now, AddedId(u64::MAX))).map(|((_, id), _)| *id)
+    }
+
     /// The first, if it is due.
     pub(super) fn pop(&mut self, now: Instant) -> Option<Item> {
         let first = self.by_time.first_entry().filter(|first| first.key().0 <= now)?;

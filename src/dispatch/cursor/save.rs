@@ -65,6 +65,7 @@ impl Cursor {
             paused: self.paused.clone(),
             dead: self.dead,
             generation: self.generation,
+            outlived: self.outlived,
         }
     }
 

@@ -233,7 +233,14 @@ impl DynamoLedger {
         if write.release {
             change.remove.push("#owner");
         }
-        change
+        change = change.name("#alone", "alone");
+        match &write.alone {
+            Some(alone) => change.set("#alone = :alone").value(":alone", items::alone_value(alone)),
+            None => {
+                change.remove.push("#alone");
+                change
+            }
+        }
     }
 
     fn lane_action(&self, change: &LaneChange) -> Result<TransactWriteItem, StoreError> {
@@ -412,6 +419,8 @@ impl Ledger for DynamoLedger {
                 seq: 0,
                 claimed_at: at,
                 checkpoints: BTreeMap::new(),
+                deaths: 0,
+                alone: None,
             };
             return Box::pin(self.put_if_absent(items::lease_item(&lease), lease, items::lease));
         };
@@ -427,10 +436,17 @@ impl Ledger for DynamoLedger {
             .value(":at", n(at))
             .set("#owner = :me, #epoch = :next, #seq = :none, #at = :at")
             .on("#epoch = :seen");
-        let change = match &seen.owner {
+        let mut change = match &seen.owner {
             Some(owner) => change.value(":owner", s(owner.as_str())).on("#owner = :owner"),
             None => change.on("attribute_not_exists(#owner)"),
         };
+        if seen.owner.as_ref().is_some_and(|owner| owner != me) {
+            change = change.name("#deaths", "deaths").value(":one", n(1));
+            change.add = Some("#deaths :one");
+        } else {
+            change = change.name("#alone", "alone");
+            change.remove.push("#alone");
+        }
         Box::pin(self.update(change, items::lease))
     }
 

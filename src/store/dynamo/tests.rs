@@ -158,6 +158,8 @@ async fn impossible_records_are_undecodable_for_every_reader() {
         seq: 0,
         claimed_at: Millis(7),
         checkpoints: Default::default(),
+        deaths: 0,
+        alone: None,
     };
     let error = ledger.operate(&seen, &TriggerId::from_stored("t"), &Default::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unanswered, "{error}");
@@ -277,6 +279,7 @@ async fn a_lease_that_is_held_by_a_transaction_is_no_refusal() {
         seq: 1,
         checkpoints: Default::default(),
         lanes: lanes.clone(),
+        alone: None,
         release: false,
     };
     for (code, kind) in [("TransactionConflict", ErrorKind::Conflict), ("ThrottlingError", ErrorKind::Throttled)] {

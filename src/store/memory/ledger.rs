@@ -108,6 +108,7 @@ impl Tables {
             return Written::Refused(Some(lease.clone()));
         }
         lease.seq = write.seq;
+        lease.alone.clone_from(&write.alone);
         lease.checkpoints.extend(write.checkpoints.iter().map(|(id, checkpoint)| (id.clone(), checkpoint.clone())));
         if write.release {
             lease.owner = None;
@@ -285,8 +286,13 @@ impl Ledger for MemoryLedger {
             seq: 0,
             claimed_at: at,
             checkpoints: BTreeMap::new(),
+            deaths: 0,
+            alone: None,
         });
-        lease.owner = Some(me.clone());
+        match lease.owner.replace(me.clone()) {
+            Some(owner) if owner != *me => lease.deaths += 1,
+            _ => lease.alone = None,
+        }
         lease.epoch = Epoch(lease.epoch.0 + 1);
         lease.seq = 0;
         lease.claimed_at = at;

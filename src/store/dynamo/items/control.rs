@@ -2,8 +2,8 @@
 
 use super::{Decoded, Fields, Impossible, Item, b, item, n, s};
 use crate::cell::{
-    AddedId, Checkpoint, Epoch, Incarnation, Lease, Millis, Name, Role, Session, SessionId, SessionState, ShardId,
-    ShardPause, ShardRef, TriggerId, TriggerRecord, TriggerState, leb128,
+    AddedId, Alone, Checkpoint, Epoch, Incarnation, Lease, Millis, Name, Role, Session, SessionId, SessionState,
+    ShardId, ShardPause, ShardRef, TriggerId, TriggerRecord, TriggerState, leb128,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use bytes::Bytes;
@@ -60,6 +60,8 @@ pub(crate) fn session_item(session: &Session) -> Item {
         ("length_ms", n(session.length.as_millis())),
         ("started_at", n(session.started_at)),
         ("beat_at", n(session.beat_at)),
+        ("weight", n(session.weight)),
+        ("plan", n(session.plan)),
     ]));
     if !session.sources.is_empty() {
         // There is no empty set.
@@ -83,7 +85,17 @@ pub(crate) fn session(stored: Item) -> Decoded<Session> {
     let Some(role) = [Role::Worker, Role::Client].into_iter().find(|role| role_word(*role) == word) else {
         return Err(fields.impossible(format!("role is {word:?}")));
     };
+    let [weight, plan] = ["weight", "plan"].map(|name| match fields.item.contains_key(name) {
+        true => fields.number::<u32>(name).and_then(|number| match number {
+            0 => Err(fields.impossible(format!("{name} is 0"))),
+            number => Ok(number),
+        }),
+        // Of a release before it.
+        false => Ok(1),
+    });
     Ok(Session {
+        weight: weight?,
+        plan: plan?,
         id,
         state,
         beat: fields.number("beat")?,
@@ -266,7 +278,22 @@ pub(crate) fn lease_item(lease: &Lease) -> Item {
     if let Some(owner) = &lease.owner {
         stored.insert("owner".into(), s(owner.as_str()));
     }
+    if lease.deaths > 0 {
+        stored.insert("deaths".into(), n(lease.deaths));
+    }
+    if let Some(alone) = &lease.alone {
+        stored.insert("alone".into(), alone_value(alone));
+    }
     stored
+}
+
+/// The value of the cell that is called alone.
+pub(crate) fn alone_value(alone: &Alone) -> AttributeValue {
+    let mut map = item([("trigger", s(alone.trigger.as_str())), ("added_id", n(alone.added_id))]);
+    if alone.quiet {
+        map.insert("quiet".into(), AttributeValue::Bool(true));
+    }
+    AttributeValue::M(map)
 }
 
 /// The value of one trigger's checkpoint in its lease.
@@ -277,6 +304,9 @@ pub(crate) fn checkpoint_value(checkpoint: &Checkpoint) -> AttributeValue {
         if !bytes.is_empty() {
             map.insert(name.into(), b(bytes.clone()));
         }
+    }
+    if checkpoint.outlived > 0 {
+        map.insert("outlived".into(), n(checkpoint.outlived));
     }
     if let Some(pause) = &checkpoint.paused {
         let pause = item([("generation", n(pause.generation)), ("reason", s(&*pause.reason))]);
@@ -297,6 +327,7 @@ fn checkpoint(mut fields: Fields) -> Decoded<Checkpoint> {
         paused,
         dead: fields.number("dead")?,
         generation: fields.number("generation")?,
+        outlived: fields.count_or_none("outlived")?,
     })
 }
 
@@ -321,6 +352,14 @@ pub(crate) fn lease(stored: Item) -> Decoded<Lease> {
         };
         map.insert(TriggerId::from_stored(&id), checkpoint(Fields::new("checkpoint", value))?);
     }
+    let alone = match fields.optional_map("alone", "cell that is called alone")? {
+        None => None,
+        Some(mut alone) => Some(Alone {
+            trigger: TriggerId::from_stored(&alone.id("trigger")?),
+            added_id: AddedId(alone.number("added_id")?),
+            quiet: alone.mark("quiet")?,
+        }),
+    };
     Ok(Lease {
         shard: ShardRef { source, shard: ShardId(shard) },
         incarnation: Incarnation::from_stored(&fields.id("incarnation")?),
@@ -329,6 +368,8 @@ pub(crate) fn lease(stored: Item) -> Decoded<Lease> {
         seq: fields.number("seq")?,
         claimed_at: fields.time_or_none("claimed_at")?,
         checkpoints: map,
+        deaths: fields.count_or_none("deaths")?,
+        alone,
     })
 }
 
@@ -352,6 +393,8 @@ mod tests {
             version: String::new(),
             length: Duration::from_millis(10_001),
             sources: BTreeSet::from([Name::new("rides").unwrap(), Name::new("trips").unwrap()]),
+            weight: 7,
+            plan: 3,
             started_at: Millis(99),
             beat_at: Millis(100),
         }
@@ -366,7 +409,14 @@ mod tests {
             }
         }
         let whole = session_item(&example_session(SessionState::Live, Role::Worker));
-        refuses_mutilated(&whole, &["beat_at", "sources"], session);
+        refuses_mutilated(&whole, &["beat_at", "plan", "sources", "weight"], session);
+        for name in ["plan", "weight"] {
+            assert!(reason(&whole, name, n(0), session).contains(&format!("{name} is 0")));
+            let mut old = whole.clone();
+            old.remove(name);
+            let old = session(old).unwrap();
+            assert_eq!(if name == "plan" { old.plan } else { old.weight }, 1, "of a release before it");
+        }
         assert!(reason(&whole, "state", s("undead"), session).contains("state is \"undead\""));
         assert!(reason(&whole, "role", s("king"), session).contains("role is \"king\""));
         assert!(reason(&whole, "scope", s("leases/0"), session).contains("scope is"));
@@ -451,6 +501,7 @@ mod tests {
             paused: Some(ShardPause { generation: 4, reason: "because".into() }),
             dead: 5,
             generation: 6,
+            outlived: 7,
         };
         let checkpoints =
             [("t1", full), ("t2", Checkpoint::default())].map(|(id, at)| (TriggerId::from_stored(id), at));
@@ -462,6 +513,8 @@ mod tests {
             seq: 12,
             claimed_at: Millis(7),
             checkpoints: checkpoints.into_iter().collect(),
+            deaths: 9,
+            alone: Some(Alone { trigger: TriggerId::from_stored("t1"), added_id: AddedId(11), quiet: true }),
         }
     }
 
@@ -474,7 +527,12 @@ mod tests {
         let whole = lease_item(&example_lease(Some("s1")));
         assert_eq!(whole["scope"], s("leases/5"));
         assert_eq!(whole["item"], s("trips/00037"));
-        refuses_mutilated(&whole, &["claimed_at", "owner"], lease);
+        refuses_mutilated(&whole, &["alone", "claimed_at", "deaths", "owner"], lease);
+        let alone = |added_id| AttributeValue::M(item([("trigger", s("t1")), ("added_id", added_id)]));
+        let mut not_quiet = whole.clone();
+        not_quiet.insert("alone".into(), alone(n(3)));
+        assert_eq!(lease(not_quiet).unwrap().alone.map(|alone| alone.quiet), Some(false));
+        assert!(reason(&whole, "alone", alone(n(-1)), lease).contains("added_id is -1"));
         assert!(reason(&whole, "epoch", n(0), lease).contains("epoch is 0"));
         assert!(reason(&whole, "owner", s(""), lease).contains("owner is empty"));
         assert!(reason(&whole, "scope", s("leases/6"), lease).contains("scope is"));

@@ -24,9 +24,9 @@ mod datastore;
 mod parked;
 
 pub(super) use control::{
-    LEASE_SCOPES, Named, RENAMED, SESSIONS, TRIGGERS, checkpoint_value, former_item, half_named, lease, lease_item,
-    lease_key, lease_prefix, lease_scope, named, retired_key, session, session_item, session_key, state_word, trigger,
-    trigger_item, trigger_key,
+    LEASE_SCOPES, Named, RENAMED, SESSIONS, TRIGGERS, alone_value, checkpoint_value, former_item, half_named, lease,
+    lease_item, lease_key, lease_prefix, lease_scope, named, retired_key, session, session_item, session_key,
+    state_word, trigger, trigger_item, trigger_key,
 };
 pub(super) use datastore::{
     CELL_PLACE_ATTRIBUTES, FoundDatastore, SEGMENT_KEY_ATTRIBUTES, cell, cell_item, cell_key, cell_place, datastore,
@@ -144,6 +144,11 @@ impl Fields {
     /// When something was, for people; an earlier release did not write it.
     fn time_or_none(&mut self, name: &str) -> Decoded<Millis> {
         if self.item.contains_key(name) { self.number(name).map(Millis) } else { Ok(Millis(0)) }
+    }
+
+    /// A number that is written only where it is not 0.
+    fn count_or_none(&mut self, name: &str) -> Decoded<u64> {
+        if self.item.contains_key(name) { self.number(name) } else { Ok(0) }
     }
 
     fn optional_bytes(&mut self, name: &str) -> Decoded<Option<Bytes>> {
