@@ -535,7 +535,7 @@ impl<'a> Tenure<'a> {
     /// Until the next sweep: sooner while a shard that this worker wants has another owner, but not for ever.
     fn sweep_interval(&self) -> Duration {
         let membership = self.home.config.membership;
-        match self.waiting_since.map(|since| clock::since(since)) {
+        match self.waiting_since.map(clock::since) {
             Some(waited) if waited < SWEEP => SWEEP_WAITING.max(membership),
             Some(_) => SWEEP_PATIENT.max(membership),
             None => SWEEP.mul_f64(0.9 + 0.2 * fastrand::f64()),
