@@ -142,7 +142,7 @@ impl Weather {
         }
         let at = self.start.elapsed().as_millis();
         let mut hash = Hash(self.trace);
-        write!(hash, "{at} {text}\n").expect("a hash takes anything");
+        writeln!(hash, "{at} {text}").expect("a hash takes anything");
         self.trace = hash.0;
         if self.told {
             println!("{at:>7} {text}");
