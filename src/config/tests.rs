@@ -82,7 +82,8 @@ fn what_is_wrong_is_told_with_line_key_and_suggestion() {
         ("[worker]\nheartbeat = \"3\"\n", "c.toml:2: worker.heartbeat: \"3\" is no duration"),
         ("[worker]\n\nsession = \"5s\"\n", "c.toml:3: worker.session: \"5s\" is under three heartbeats (\"9s\")"),
         ("[worker]\nmemory = \"1MB\"\n", "c.toml:2: worker.memory: \"1MB\" is out of range"),
-        ("[worker]\nweight = 1\n", "c.toml:2: worker.weight: unknown key `weight`"),
+        ("[worker]\nheight = 1\n", "c.toml:2: worker.height: unknown key `height`"),
+        ("[worker]\nweight = 0\n", "c.toml:2: worker.weight: 0 gives it no shard"),
         ("[datastores.trips]\nshards = 0\n", "c.toml:2: datastores.trips.shards: 0 is out of range"),
         (
             "[datastores.trips]\nretention = \"59min\"\n",

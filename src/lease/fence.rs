@@ -206,6 +206,7 @@ mod tests {
             let fence = Fence::new(outage);
             assert!(!fence.may_call(), "no session yet");
             fence.extend(clock::boot() + 7 * second);
+            fence.reopen();
             assert!(fence.may_call() && fence.is_safe());
             tokio::time::advance(8 * second).await;
             assert_eq!((fence.may_call(), fence.is_safe()), (goes_on, false), "{outage:?}");

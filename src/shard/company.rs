@@ -59,6 +59,11 @@ impl Company {
         })
     }
 
+    /// Whether no call may begin.
+    pub(super) fn is_hushed(&self) -> bool {
+        self.state().hushed
+    }
+
     /// Waits for the turn of a shard under guard, in the order in which they ask.
     pub(super) async fn turn(self) -> Turn {
         let permit = self.0.turn.clone().acquire_owned().await.expect("turns are never closed");
