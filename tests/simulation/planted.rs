@@ -25,7 +25,6 @@ pub(super) const BUGS: &[Bug] = &[
     ("lease", "safe time counts from the answer", "I8"),
     ("lease", "the fence is never closed", "I8"),
     ("lease", "a dead session beats", "I8"),
-    ("lease", "a new session opens the fence for the one before", "I8"),
     ("tail", "hole taken for a trim", "I1"),
     ("tail", "damage is believed at the first read", "I1"),
     ("tail", "the segment that holds the checkpoint is passed", "I1"),
