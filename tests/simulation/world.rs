@@ -182,7 +182,7 @@ impl World {
         let wrap = {
             let freezer = freezer.clone();
             Arc::new(move |inner: BoxFuture<'static, lease::EndedShard>| {
-                Box::pin(OnHost { inner, freezer: freezer.clone(), pace }) as BoxFuture<'static, lease::EndedShard>
+                Box::pin(OnHost::new(inner, freezer.clone(), pace)) as BoxFuture<'static, lease::EndedShard>
             })
         };
         let specs = self.triggers(host);
@@ -221,7 +221,7 @@ impl World {
                 clock::sleep(SECOND).await;
             }
         };
-        let life = OnHost { inner: Box::pin(life), freezer: freezer.clone(), pace };
+        let life = OnHost::new(Box::pin(life), freezer.clone(), pace);
         self.weather.lock().unwrap().note(format_args!("host {host} is started, {pace:?}"));
         let task = self.tasks.spawn(life);
         self.hosts.push(Host {
