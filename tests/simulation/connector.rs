@@ -32,7 +32,7 @@ pub(super) struct Server {
     oracle: Arc<Oracle>,
     eyes: Mutex<Eyes>,
     /// What eventually consistent reads were answered last, by what they asked.
-    answered: Mutex<BTreeMap<Vec<u8>, String>>,
+    answered: Mutex<BTreeMap<String, String>>,
 }
 
 /// An answer: status and body.
@@ -165,7 +165,7 @@ impl Line {
                 if let Some(session) = Eyes::vouched(&operation, &body).filter(|_| answer.0 == 200) {
                     self.server.oracle.trusts(&session, sent + TRUSTED);
                 }
-                return Ok(self.twisted(&operation, &table, body, answer));
+                return Ok(self.twisted(&operation, &table, &body, answer));
             }
             Fate::Lost | Fate::Outage => return std::future::pending().await,
             Fate::ReplyLost => {
@@ -224,13 +224,13 @@ impl Line {
     }
 
     /// What a true answer becomes on its way: old, torn, short, empty, damaged or impossible to understand.
-    fn twisted(&self, operation: &str, table: &str, body: Vec<u8>, (status, mut answer): Answer) -> Answer {
+    fn twisted(&self, operation: &str, table: &str, body: &[u8], (status, mut answer): Answer) -> Answer {
         if status != 200 || operation != "Query" {
             return (status, answer);
         }
-        let text = std::str::from_utf8(&body).expect("the SDK sends JSON");
+        let text = std::str::from_utf8(body).expect("the SDK sends JSON");
         if !text.contains("\"ConsistentRead\":true") {
-            let before = self.server.answered.lock().unwrap().insert(body.clone(), answer.clone());
+            let before = self.server.answered.lock().unwrap().insert(in_order(text), answer.clone());
             if self.network.hits("stale page", |faults| faults.stale).is_some() {
                 answer = before.unwrap_or_else(|| json!({ "Items": [], "Count": 0, "ScannedCount": 0 }).to_string());
             }
@@ -281,6 +281,21 @@ impl Line {
         page["Count"] = json!(page["Items"].as_array().map_or(0, Vec::len));
         (status, page.to_string())
     }
+}
+
+/// A request with its attributes in order: the SDK's maps have another one in each process.
+fn in_order(request: &str) -> String {
+    fn told(value: &Value) -> String {
+        match value {
+            Value::Object(map) => {
+                let sorted: BTreeMap<&String, String> = map.iter().map(|(name, value)| (name, told(value))).collect();
+                format!("{sorted:?}")
+            }
+            Value::Array(all) => format!("{:?}", all.iter().map(told).collect::<Vec<_>>()),
+            other => other.to_string(),
+        }
+    }
+    told(&serde_json::from_str(request).expect("the SDK sends JSON"))
 }
 
 /// The key attributes of a table.

@@ -8,6 +8,7 @@ use cellhook::{
 };
 use futures_util::future::BoxFuture;
 use std::{
+    collections::BTreeMap,
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -31,7 +32,10 @@ pub(super) struct Pace {
 #[derive(Default)]
 pub(super) struct Freezer {
     frozen: bool,
-    wakers: Vec<Waker>,
+    /// Tasks of the host that ever were.
+    tasks: u64,
+    /// Those that are to be woken, in the order in which they began: tokio's `watch` wakes in none.
+    wakers: BTreeMap<u64, Waker>,
 }
 
 pub(super) type SharedFreezer = Arc<Mutex<Freezer>>;
@@ -43,14 +47,25 @@ pub(super) fn freeze(freezer: &SharedFreezer) {
 pub(super) fn thaw(freezer: &SharedFreezer) {
     let mut freezer = freezer.lock().unwrap();
     freezer.frozen = false;
-    freezer.wakers.drain(..).for_each(Waker::wake);
+    std::mem::take(&mut freezer.wakers).into_values().for_each(Waker::wake);
 }
 
 /// A task of a host: it sees the host's clocks, and stands still while the host is frozen.
 pub(super) struct OnHost<T> {
-    pub(super) inner: BoxFuture<'static, T>,
-    pub(super) freezer: SharedFreezer,
-    pub(super) pace: Pace,
+    inner: BoxFuture<'static, T>,
+    freezer: SharedFreezer,
+    pace: Pace,
+    task: u64,
+}
+
+impl<T> OnHost<T> {
+    pub(super) fn new(inner: BoxFuture<'static, T>, freezer: SharedFreezer, pace: Pace) -> Self {
+        let mut counted = freezer.lock().unwrap();
+        counted.tasks += 1;
+        let task = counted.tasks;
+        drop(counted);
+        Self { inner, freezer, pace, task }
+    }
 }
 
 impl<T> Future for OnHost<T> {
@@ -59,7 +74,7 @@ impl<T> Future for OnHost<T> {
         {
             let mut freezer = self.freezer.lock().unwrap();
             if freezer.frozen {
-                freezer.wakers.push(context.waker().clone());
+                freezer.wakers.insert(self.task, context.waker().clone());
                 return Poll::Pending;
             }
         }

@@ -154,6 +154,9 @@ impl<L: Log> Log for FarLog<L> {
         ));
         Box::pin(async move {
             let mut page = page.await?;
+            if network.hits("undecodable page", |faults| faults.damaged).is_some() {
+                return failed(ErrorKind::Undecodable, "page");
+            }
             if consistency == Consistency::Eventual
                 && let Some(mut rng) = network.hits("stale page", |faults| faults.stale)
             {

@@ -78,7 +78,7 @@ impl Operator {
         // The format number stays: another one would be a newer writer's, which stops the shard until it is known.
         let mut packed = old.packed.to_vec();
         let end = packed.len();
-        packed.truncate(1 + rng.usize(..end / 2));
+        packed.truncate(1 + rng.usize(..(end / 2).max(1)));
         self.oracle.damages(shard.shard, old.key().first(), old.last);
         if self.truth.log.replace_segment(shard.shard, old, Bytes::from(packed)).await.unwrap() {
             self.told("a segment is damaged", &shard, &old.last.to_string());

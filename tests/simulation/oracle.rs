@@ -451,6 +451,9 @@ impl Facts {
                     if let Some((last, kinds)) = lanes.get_mut(first) {
                         kinds.remove(kind);
                         out.extend((first.0..=last.0).map(|id| (trigger.clone(), AddedId(id))));
+                        if kinds.is_empty() {
+                            lanes.remove(first);
+                        }
                     }
                 }
             }

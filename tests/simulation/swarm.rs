@@ -115,7 +115,7 @@ impl Swarm {
         let chaos = Chaos { damage: if rng.u8(..8) == 0 { 0.03 } else { 0.0 }, ..chaos };
         let floor = rng.u64(200..1000);
         let (workers, shards) = if rng.u8(..4) == 0 { (rng.usize(2..=5), rng.u32(3..=12)) } else { (3, 8) };
-        Self {
+        let drawn = Self {
             level,
             workers,
             shards,
@@ -144,7 +144,9 @@ impl Swarm {
             lethal: rng.u8(..12) == 0,
             long_outage: rng.u8(..50) == 0,
             faults_for: u64::MAX,
-        }
+        };
+        // Over hours a wall clock is set right, whatever its pace: what one host stores as due is due for the others.
+        Self { drift: if drawn.long_outage { drawn.drift.min(20) } else { drawn.drift }, ..drawn }
     }
 }
 

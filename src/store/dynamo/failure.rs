@@ -44,7 +44,7 @@ pub(crate) fn failed<E>(table: &str, operation: &'static str, error: SdkError<E,
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
-    let kind = kind_of(&error);
+    let kind = kind_of(operation, &error);
     let told = error.as_service_error().and_then(|told| Some((told.code()?, told.message())));
     let source: Box<dyn Error + Send + Sync> = match told {
         Some((code, message)) => {
@@ -55,12 +55,44 @@ where
     StoreError { kind, table: table.to_owned(), operation, source: Some(source) }
 }
 
-fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpResponse>) -> ErrorKind {
+/// Whether an operation changes nothing: an answer to it that cannot be used leaves nothing open.
+fn is_read(operation: &str) -> bool {
+    matches!(operation, "GetItem" | "BatchGetItem" | "TransactGetItems" | "Query" | "Scan")
+}
+
+/// Whether a body is one JSON object from its first bracket to its last, whatever its strings hold.
+fn is_whole(response: &HttpResponse) -> bool {
+    let body = response.body().bytes().unwrap_or_default().trim_ascii();
+    let (mut depth, mut quoted, mut escaped) = (0_u32, false, false);
+    for (at, byte) in body.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' if !quoted => depth += 1,
+            b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth == 0 {
+            return at > 0 && at + 1 == body.len();
+        }
+    }
+    false
+}
+
+fn kind_of<E: ProvideErrorMetadata + Error + 'static>(
+    operation: &str,
+    error: &SdkError<E, HttpResponse>,
+) -> ErrorKind {
     match error {
         SdkError::ServiceError(told) => match told.err().code() {
             Some(code) => kind_of_code(code),
-            // So the SDK tells of a body that it cannot parse. DynamoDB sends no such: something between wrote it, or cut it, which
-            // says nothing about what is stored. (Taken for damage, a segment that is well would be parked as lost.)
+            // So the SDK tells of a body that it cannot parse. One that is whole is the store's: some string in it is none (half a
+            // surrogate pair, say), and the same read will bring it again. Any other was cut, or written by something between,
+            // which says nothing about what is stored: taken for damage, a segment that is well would be parked as lost.
+            None if is_read(operation) && told.raw().status().is_success() && is_whole(told.raw()) => {
+                ErrorKind::Undecodable
+            }
             None => ErrorKind::Unanswered,
         },
         SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => kind_of_chain(error),
@@ -236,9 +268,18 @@ mod tests {
         let cut = |status| SdkError::response_error("connection reset", response(status));
         assert_eq!(kind(cut(200)), ErrorKind::Unanswered, "a flapping link damages nothing");
         assert_eq!(kind(cut(503)), ErrorKind::Unanswered);
-        // And so of one that came whole and does not parse.
-        let garbled = SdkError::service_error(GetItemError::unhandled("no JSON"), response(200));
-        assert_eq!(kind(garbled), ErrorKind::Unanswered);
+        // And so of one that it cannot parse.
+        let unread = |operation, body: &'static str| {
+            let response = HttpResponse::new(200.try_into().unwrap(), body.into());
+            failed("t", operation, SdkError::service_error(GetItemError::unhandled("no JSON"), response)).kind
+        };
+        let odd = r#"{"Item": {"body": {"S": "\ud800 } \" ]"}, "l": {"L": [{"N": "1"}]}}} "#;
+        assert_eq!(unread("GetItem", odd), ErrorKind::Undecodable);
+        assert_eq!(unread("PutItem", odd), ErrorKind::Unanswered, "it may have been applied");
+        let others = ["", "{", "<html>{}</html>", "\"{}\"", "{} {}", &odd[..30], &odd[1..], "{\"Item\":", "sign in"];
+        for body in others {
+            assert_eq!(unread("GetItem", body), ErrorKind::Unanswered, "{body}");
+        }
         let nobody = ConnectorError::other("the credential provider was not enabled".into(), None);
         assert_eq!(kind(SdkError::dispatch_failure(nobody)), ErrorKind::Credentials);
         let never = SdkError::dispatch_failure(ConnectorError::other(Trouble::not_executed("disk full").into(), None));

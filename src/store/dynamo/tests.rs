@@ -202,7 +202,7 @@ impl Over for Fault {
 
 #[tokio::test(start_paused = true)]
 async fn bad_answers_say_what_follows_from_them() {
-    use ErrorKind::{Conflict, Credentials, Denied, Invalid, MissingTable, Throttled, Unanswered};
+    use ErrorKind::{Conflict, Credentials, Denied, Invalid, MissingTable, Throttled, Unanswered, Undecodable};
     let both = |kind| (kind, kind);
     for (canned, wanted) in [
         (Fault::error("ProvisionedThroughputExceededException"), both(Throttled)),
@@ -224,6 +224,8 @@ async fn bad_answers_say_what_follows_from_them() {
     ] {
         assert_eq!(canned.clone().kinds().await, wanted, "{canned:?}");
     }
+    let odd = Fault::Answer(200, r#"{"Item": {"x": {"S": "\ud800"}}}"#.into());
+    assert_eq!(odd.log().tip(ShardId(0)).await.unwrap_err().kind, Undecodable, "no text, and it will come again");
 }
 
 #[tokio::test(start_paused = true)]
