@@ -42,6 +42,7 @@ pub(super) const BUGS: &[Bug] = &[
     ("parking", "a waiting cell does not wait", "I4"),
     ("parking", "a new owner does not load the lane", "I7"),
     ("parking", "a dead cell is not written", "I1"),
+    ("parking", "a cell that kills workers is called again", "I7"),
     ("append", "append without the tip's condition", "I2"),
     ("append", "append without the cells' condition", "I2"),
     ("append", "no answer is a yes", "I1 or I2"),

@@ -15,7 +15,7 @@
 
 use super::{LOOK, Work};
 use crate::{
-    cell::{Alone, Verdict, clock},
+    cell::{Alone, Verdict, clock, planted},
     dispatch::{Ended, Item, Next, Now, attempt},
     shard::company::{Guarded, Turn},
 };
@@ -91,7 +91,7 @@ impl Guard {
 
     /// The cell to be quarantined.
     pub(super) fn culprit(&self) -> Option<&Alone> {
-        self.inherited.as_ref().filter(|alone| alone.quiet)
+        self.inherited.as_ref().filter(|alone| alone.quiet && !planted::is("a cell that kills workers is called again"))
     }
 
     /// Whether something has to be written at once.
