@@ -7,7 +7,7 @@ use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{AtomicUsize, Ordering::SeqCst},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, futures::Notified};
 
 /// Bytes a permit stands for.
 const UNIT: usize = 1024;
@@ -17,8 +17,7 @@ const UNIT: usize = 1024;
 pub struct Budget {
     pages: Arc<Semaphore>,
     all_pages: u32,
-    /// How many wait for pages.
-    waiting: Arc<watch::Sender<usize>>,
+    queue: Arc<Queue>,
     windows: usize,
     /// For parked cells that wait to be tried again: a quarter of all there is, beside it.
     lanes: usize,
@@ -45,19 +44,27 @@ impl Pages {
     }
 }
 
+/// Those who wait for pages.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: AtomicUsize,
+    longer: Notify,
+}
+
 /// Counts somebody who waits for as long as he does.
-struct Waits(Arc<watch::Sender<usize>>);
+struct Waits(Arc<Queue>);
 
 impl Waits {
-    fn new(waiting: Arc<watch::Sender<usize>>) -> Self {
-        waiting.send_modify(|waiting| *waiting += 1);
-        Self(waiting)
+    fn new(queue: Arc<Queue>) -> Self {
+        queue.waiting.fetch_add(1, SeqCst);
+        queue.longer.notify_waiters();
+        Self(queue)
     }
 }
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.0.send_modify(|waiting| *waiting -= 1);
+        self.0.waiting.fetch_sub(1, SeqCst);
     }
 }
 
@@ -70,7 +77,7 @@ impl Budget {
         Self {
             pages: Arc::new(Semaphore::new(all_pages as usize)),
             all_pages,
-            waiting: Arc::default(),
+            queue: Arc::default(),
             windows,
             lanes: windows / 3,
             share: Arc::new(AtomicUsize::new(windows)),
@@ -122,20 +129,19 @@ impl Budget {
     /// Waits for bytes for a read; who waits is served in turn.
     pub async fn wait(self, bytes: usize) -> Pages {
         let permits = self.permits(bytes);
-        let _waits = Waits::new(self.waiting);
+        let _waits = Waits::new(self.queue);
         Pages(self.pages.acquire_many_owned(permits).await.ok())
     }
 
     /// Whether anybody waits for bytes for a read.
     #[must_use]
     pub fn somebody_waits(&self) -> bool {
-        *self.waiting.borrow() > 0
+        self.queue.waiting.load(SeqCst) > 0
     }
 
-    /// How many wait: those who keep what they could read again should give it back.
-    #[must_use]
-    pub fn waiting(&self) -> watch::Receiver<usize> {
-        self.waiting.subscribe()
+    /// Ends when one more waits, from now on: those who keep what they could read again should give it back.
+    pub fn longer_queue(&self) -> Notified<'_> {
+        self.queue.longer.notified()
     }
 }
 
@@ -223,15 +229,16 @@ mod tests {
     #[tokio::test]
     async fn pages_are_given_in_turn_and_it_is_seen_that_somebody_waits() {
         let budget = Budget::new(400 * 1024);
-        let waiting = budget.waiting();
         let mut all = budget.take(90 * 1024).unwrap();
         assert!(budget.take(20 * 1024).is_none());
+        let longer_queue = budget.longer_queue();
         let mut later = Box::pin(budget.clone().wait(20 * 1024));
         assert!((&mut later).now_or_never().is_none());
-        assert_eq!(*waiting.borrow(), 1);
+        assert!(budget.somebody_waits() && longer_queue.now_or_never().is_some());
+        assert!(budget.longer_queue().now_or_never().is_none(), "told once");
         drop(all.split(15 * 1024));
         assert!(later.now_or_never().is_some(), "a part was given back");
-        assert_eq!(*waiting.borrow(), 0);
+        assert!(!budget.somebody_waits());
         drop(all);
         assert!(budget.take(1 << 30).is_some(), "more than all counts as all");
     }

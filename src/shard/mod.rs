@@ -7,6 +7,7 @@ mod company;
 mod news;
 mod pause;
 mod ring;
+mod signals;
 mod standing;
 mod start;
 mod work;

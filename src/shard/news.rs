@@ -67,23 +67,32 @@ impl<T: Clone> News<T> {
 }
 
 impl<T: Clone> Follower<T> {
-    /// The value, which counts as seen.
-    pub fn get(&mut self) -> T {
-        let value = self.board.value();
-        self.seen = value.0;
-        value.1.clone()
+    /// The value.
+    #[must_use]
+    pub fn get(&self) -> T {
+        self.board.value().1.clone()
     }
+}
 
-    /// Waits until there is a value that was not seen.
-    pub async fn changed(&self) {
+impl<T> Follower<T> {
+    /// Waits until there is a value that was not seen; it is now.
+    pub async fn changed(&mut self) {
         loop {
             let mut notified = std::pin::pin!(self.board.changed.notified());
             notified.as_mut().enable();
-            if self.board.value().0 != self.seen {
+            let number = self.board.value().0;
+            if number != self.seen {
+                self.seen = number;
                 return;
             }
             notified.await;
         }
+    }
+}
+
+impl<T> Clone for Follower<T> {
+    fn clone(&self) -> Self {
+        Self { board: self.board.clone(), seen: self.seen }
     }
 }
 
@@ -96,6 +105,7 @@ mod tests {
     async fn a_follower_sees_every_change_once() {
         let news = News::new(1);
         let mut follower = news.follow();
+        let mut other = follower.clone();
         assert!(follower.changed().now_or_never().is_none());
         news.change(|value| {
             *value = 2;
@@ -105,5 +115,6 @@ mod tests {
         assert_eq!(follower.get(), 2);
         news.change(|_| false);
         assert!(follower.changed().now_or_never().is_none());
+        assert!(other.changed().now_or_never().is_some(), "each for himself");
     }
 }

@@ -8,6 +8,7 @@ use super::{
     pause::{Wish, pause},
     read_graves, read_lane,
     ring::{self, Ring},
+    signals::{Signal, signals},
     start::{NoStart, Started, start},
     write::{Trouble, Wrote, write},
 };
@@ -246,14 +247,21 @@ impl Work {
     }
 
     pub(super) async fn run(mut self: Box<Self>) -> Ended {
-        let mut trouble = self.trouble.subscribe();
-        let mut foreign = self.home.shared.foreign.clone();
-        let mut others = self.home.shared.budget.waiting();
+        let mut signals = signals(
+            self.grant.clone(),
+            self.tip.clone(),
+            self.trouble.subscribe(),
+            self.home.shared.foreign.clone(),
+            self.triggers.clone(),
+            self.rounds.clone(),
+        );
+        let budget = self.home.shared.budget.clone();
         loop {
             self.home.turns.turn();
             if self.home.turns.is_given_up() {
                 return Ended::Lost;
             }
+            let longer_queue = budget.longer_queue();
             let now = now();
             self.advance(now);
             let timer = self.timer(now);
@@ -292,31 +300,22 @@ impl Work {
                         self.call(number, permit, self::now());
                     }
                 }
-                changed = self.grant.changed() => {
-                    if changed.is_err() {
-                        // The coordinator dropped it; what is in flight is not ours to finish.
-                        return Ended::Lost;
+                Some(signal) = signals.next() => match signal {
+                    Signal::Grant => {
+                        let grant = self.grant.borrow();
+                        self.give_by = grant.give_by;
+                        self.look_due |= grant.look > self.look;
+                        self.look = grant.look;
                     }
-                    let grant = self.grant.borrow_and_update();
-                    self.give_by = grant.give_by;
-                    self.look_due |= grant.look > self.look;
-                    self.look = grant.look;
-                }
-                () = self.triggers.changed() => self.follow(),
-                Ok(()) = self.tip.changed() => { let _ = self.tip.borrow_and_update(); }
-                Ok(()) = trouble.changed() => {}
-                Ok(()) = foreign.changed() => {}
-                Ok(()) = others.changed(), if !self.ring.is_empty() => {
-                    if *others.borrow_and_update() > 0 {
-                        self.shed();
-                    }
-                }
+                    // What is in flight is not ours to finish.
+                    Signal::Dropped => return Ended::Lost,
+                    Signal::Triggers => self.follow(),
+                    Signal::Other => {}
+                    // Nothing happened that were to be told.
+                    Signal::Round => continue,
+                },
+                () = longer_queue, if !self.ring.is_empty() => self.shed(),
                 Some(()) = self.chores.next(), if !self.chores.is_empty() => {}
-                // Asked whether it turns; nothing happened that were to be told.
-                () = self.rounds.changed() => {
-                    self.rounds.get();
-                    continue;
-                }
                 () = sleep_until(timer) => {}
             }
             self.tell_due = true;

@@ -15,15 +15,15 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::time::sleep;
+use tokio::{sync::oneshot, time::sleep};
 
 fn failed<T>(kind: ErrorKind, operation: &'static str) -> Result<T, StoreError> {
     Err(StoreError { kind, table: "simulated".into(), operation, source: None })
 }
 
 impl Network {
-    /// Sends a request. `apply` does it, at the moment that fate decides.
-    #[expect(clippy::disallowed_methods, reason = "a request that was delayed outlives whoever sent it")]
+    /// Sends a request. `apply` does it, at the moment that fate decides; once it is on its way it no longer needs who sent it.
+    #[expect(clippy::disallowed_methods, reason = "a request that is on its way outlives whoever sent it")]
     async fn send<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -31,51 +31,72 @@ impl Network {
         apply: impl FnOnce() -> BoxFuture<'static, Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let is_transaction = matches!(operation, "commit" | "write" | "operate_parked");
-        let Trip { fate, there, back } = self.weather.lock().unwrap().trip(self.host, operation, part, is_transaction);
-        sleep(there).await;
-        let timeout = Duration::from_millis(1500);
-        match fate {
-            Fate::Fine => {
-                let result = apply().await;
-                sleep(back).await;
-                result
-            }
-            Fate::Lost | Fate::Outage => {
-                sleep(timeout).await;
-                failed(ErrorKind::Unanswered, operation)
-            }
-            Fate::ReplyLost => {
-                let _ = apply().await;
-                sleep(timeout).await;
-                failed(ErrorKind::Unanswered, operation)
-            }
-            Fate::Late(late) => {
-                tokio::spawn(async move {
-                    sleep(late).await;
-                    let _ = apply().await;
-                });
-                sleep(timeout).await;
-                failed(ErrorKind::Unanswered, operation)
-            }
-            Fate::BrokenBefore => failed(ErrorKind::Unanswered, operation),
-            Fate::BrokenAfter | Fate::Garbled => {
-                let _ = apply().await;
-                sleep(back).await;
-                failed(ErrorKind::Unanswered, operation)
-            }
-            Fate::Throttled => failed(ErrorKind::Throttled, operation),
-            Fate::Conflict => failed(ErrorKind::Conflict, operation),
-            Fate::Applying(late) => {
-                tokio::spawn(async move {
-                    sleep(late).await;
-                    let _ = apply().await;
-                });
-                sleep(back).await;
-                failed(ErrorKind::Conflict, operation)
-            }
-            Fate::Credentials => failed(ErrorKind::Credentials, operation),
-            Fate::MissingTable => failed(ErrorKind::MissingTable, operation),
+        let trip = self.weather.lock().unwrap().trip(self.host, operation, part, is_transaction);
+        // Some are held up before they leave the host, which may be frozen meanwhile.
+        let at_home = trip.there.as_millis() % 4 == 0;
+        if at_home {
+            sleep(trip.there).await;
         }
+        let (answer, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            if !at_home {
+                sleep(trip.there).await;
+            }
+            let _ = answer.send(travel(trip, operation, apply).await);
+        });
+        answered.await.expect("each request is answered")
+    }
+}
+
+/// What becomes of a request, from when it arrives.
+#[expect(clippy::disallowed_methods, reason = "it is answered before it is applied")]
+async fn travel<T: Send + 'static>(
+    Trip { fate, back, .. }: Trip,
+    operation: &'static str,
+    apply: impl FnOnce() -> BoxFuture<'static, Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let timeout = Duration::from_millis(1500);
+    match fate {
+        Fate::Fine => {
+            let result = apply().await;
+            sleep(back).await;
+            result
+        }
+        Fate::Lost | Fate::Outage => {
+            sleep(timeout).await;
+            failed(ErrorKind::Unanswered, operation)
+        }
+        Fate::ReplyLost => {
+            let _ = apply().await;
+            sleep(timeout).await;
+            failed(ErrorKind::Unanswered, operation)
+        }
+        Fate::Late(late) => {
+            tokio::spawn(async move {
+                sleep(late).await;
+                let _ = apply().await;
+            });
+            sleep(timeout).await;
+            failed(ErrorKind::Unanswered, operation)
+        }
+        Fate::BrokenBefore => failed(ErrorKind::Unanswered, operation),
+        Fate::BrokenAfter | Fate::Garbled => {
+            let _ = apply().await;
+            sleep(back).await;
+            failed(ErrorKind::Unanswered, operation)
+        }
+        Fate::Throttled => failed(ErrorKind::Throttled, operation),
+        Fate::Conflict => failed(ErrorKind::Conflict, operation),
+        Fate::Applying(late) => {
+            tokio::spawn(async move {
+                sleep(late).await;
+                let _ = apply().await;
+            });
+            sleep(back).await;
+            failed(ErrorKind::Conflict, operation)
+        }
+        Fate::Credentials => failed(ErrorKind::Credentials, operation),
+        Fate::MissingTable => failed(ErrorKind::MissingTable, operation),
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// How likely each fate is, per request; and what a read is told, per read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -104,6 +105,7 @@ pub(super) struct Weather {
     pub(super) counts: BTreeMap<&'static str, u64>,
     pub(super) requests: u64,
     pub(super) trace: u64,
+    line: String,
     pub(super) start: Instant,
     pub(super) told: bool,
 }
@@ -122,7 +124,8 @@ impl Weather {
             killed: Vec::new(),
             counts: BTreeMap::new(),
             requests: 0,
-            trace: 0xcbf2_9ce4_8422_2325,
+            trace: 0,
+            line: String::new(),
             start,
             told,
         }
@@ -131,21 +134,12 @@ impl Weather {
     /// A line of the trace, which is told or only hashed.
     pub(super) fn note(&mut self, text: std::fmt::Arguments<'_>) {
         use std::fmt::Write;
-        struct Hash(u64);
-        impl Write for Hash {
-            fn write_str(&mut self, text: &str) -> std::fmt::Result {
-                for byte in text.bytes() {
-                    self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-                }
-                Ok(())
-            }
-        }
         let at = self.start.elapsed().as_millis();
-        let mut hash = Hash(self.trace);
-        writeln!(hash, "{at} {text}").expect("a hash takes anything");
-        self.trace = hash.0;
+        self.line.clear();
+        write!(self.line, "{at:>7} {text}").expect("a line takes anything");
+        self.trace = xxh3_64_with_seed(self.line.as_bytes(), self.trace);
         if self.told {
-            println!("{at:>7} {text}");
+            println!("{}", self.line);
         }
     }
 
