@@ -115,13 +115,15 @@ impl Swarm {
         let chaos = Chaos { damage: if rng.u8(..8) == 0 { 0.03 } else { 0.0 }, ..chaos };
         let floor = rng.u64(200..1000);
         let (workers, shards) = if rng.u8(..4) == 0 { (rng.usize(2..=5), rng.u32(3..=12)) } else { (3, 8) };
+        // Small worlds come to their end sooner, and see other things.
+        let part = if rng.u8(..3) == 0 { 1 } else { rng.u64(2..=6) };
         let drawn = Self {
             level,
             workers,
             shards,
-            cells: 500,
+            cells: 500 / usize::try_from(part).expect("small"),
             rows: rng.usize(5..60),
-            seconds: 120,
+            seconds: 120 / part,
             triggers: rng.usize(1..=3),
             window: rng.u32(4..40),
             in_flight: rng.u32(1..12),

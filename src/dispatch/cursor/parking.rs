@@ -26,15 +26,16 @@ impl Cursor {
         let due = now.instant + wait;
         let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
         let next_attempt_at = Millis(now.wall.0.saturating_add(millis));
-        if item.parked && planted::is("a parked cell is deleted before it is tried again") {
-            self.book.remove(item.added_id);
-        } else if item.parked {
+        if item.parked {
             self.book.update(item.added_id, |parked| {
                 parked.state = ParkedState::Retrying;
                 parked.attempts = item.attempts;
                 parked.errors.clone_from(&item.errors);
                 parked.next_attempt_at = next_attempt_at;
             });
+            if planted::is("a parked cell is deleted before it is tried again") {
+                self.book.remove(item.added_id);
+            }
             self.dirty_since.get_or_insert(now.instant);
         } else if wait > IN_MEMORY && self.trigger.config.order != Order::Shard && self.has_room_for(&item) {
             self.park(&mut item, ParkedState::Retrying, next_attempt_at, now);
