@@ -50,6 +50,14 @@ impl Simulated {
 
 thread_local! {
     static SIMULATED: Cell<Option<Simulated>> = const { Cell::new(None) };
+    /// How often a simulated clock was read. Each reading shows a nanosecond more than the one before, as on a true clock: two
+    /// readings are never the same.
+    static READINGS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn reading() -> Duration {
+    READINGS.set(READINGS.get() + 1);
+    Duration::from_nanos(READINGS.get())
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -59,6 +67,7 @@ fn nanos(time: Duration) -> u64 {
 /// From now on, all clocks of this thread follow tokio's (paused) clock, and the wall clock starts at `start`.
 pub fn simulate(start: Millis) {
     SIMULATED.set(Some(Simulated { start: Instant::now(), wall: start, pace: TRUE_PACE, off: 0 }));
+    READINGS.set(0);
 }
 
 /// For what is polled on this thread until the next call, the clocks go at `pace` thousandths of the true one, counted from
@@ -74,8 +83,8 @@ pub fn set_pace(pace: u64, off: i64) {
 pub fn now() -> Instant {
     let now = Instant::now();
     match SIMULATED.get() {
-        Some(simulated) if simulated.pace != TRUE_PACE => simulated.start + simulated.shown(now - simulated.start),
-        _ => now,
+        Some(simulated) => simulated.start + simulated.shown(now - simulated.start) + reading(),
+        None => now,
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cell::{
         AddedId, Alone, Epoch, Go, Lane, LaneKind, Lease, LeaseWrite, Millis, Parked, StoreError, TriggerId,
-        TriggerRecord, chain, clock,
+        TriggerRecord, chain, clock, planted,
     },
     dispatch::{Attempted, Cursor, May, Next, Now, Pages, Trigger, attempt},
     lease::{Ended, Fence, Gone, Grant},
@@ -369,7 +369,7 @@ impl Work {
             let rests = |until: Option<Instant>| until.is_some_and(|until| until > now.instant);
             if self.look_due && !self.cursors.is_empty() {
                 self.start_look();
-            } else if self.write_due().is_some_and(|due| due <= now.instant) && !rests(self.write_rests) {
+            } else if self.write_due(now).is_some_and(|due| due <= now.instant) && !rests(self.write_rests) {
                 self.start_write(false);
             } else if self.may_start() && !rests(self.start_rests) {
                 self.start_cursors();
@@ -408,13 +408,14 @@ impl Work {
     }
 
     /// When something is to be written.
-    fn write_due(&self) -> Option<Instant> {
+    fn write_due(&self, now: Now) -> Option<Instant> {
         let due = |held: &Held| {
             let at_once = held.leaving || self.give_by.is_some();
             held.cursor.write_due(if at_once { Duration::ZERO } else { self.home.shared.interval })
         };
         let cursors = self.cursors.values().filter(|held| !held.retired).filter_map(|held| due(held));
-        cursors.chain(guard::due(&self.guard)).min()
+        let at_once = if planted::is("what is due at once is due a moment later") { clock::now() } else { now.instant };
+        cursors.chain(self.guard.wants_write().then_some(at_once)).min()
     }
 
     /// When to turn the loop although nothing happened.
@@ -427,7 +428,7 @@ impl Work {
         }
         by(self.give_by.filter(|by| *by > now.instant));
         if !self.booking {
-            by(self.write_due().map(|due| self.write_rests.map_or(due, |rests| rests.max(due))));
+            by(self.write_due(now).map(|due| self.write_rests.map_or(due, |rests| rests.max(due))));
             by(self.write_rests.filter(|rests| self.give_by.is_some() && *rests > now.instant));
             if self.may_start() {
                 by(self.start_rests);

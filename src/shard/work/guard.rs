@@ -15,7 +15,7 @@
 
 use super::{LOOK, Work};
 use crate::{
-    cell::{Alone, Verdict, clock, planted},
+    cell::{Alone, Verdict, planted},
     dispatch::{Ended, Item, Next, Now, attempt},
     shard::company::{Guarded, Turn},
 };
@@ -298,9 +298,4 @@ impl Work {
     pub(super) fn may_call(&self) -> bool {
         self.give_by.is_none() && self.home.fence.may_call() && !self.is_foreign()
     }
-}
-
-/// At once, if something has to be written for the guard.
-pub(super) fn due(guard: &Guard) -> Option<Instant> {
-    guard.wants_write().then(clock::now)
 }
