@@ -80,10 +80,7 @@ fn is_whole(response: &HttpResponse) -> bool {
     false
 }
 
-fn kind_of<E: ProvideErrorMetadata + Error + 'static>(
-    operation: &str,
-    error: &SdkError<E, HttpResponse>,
-) -> ErrorKind {
+fn kind_of<E: ProvideErrorMetadata + Error + 'static>(operation: &str, error: &SdkError<E, HttpResponse>) -> ErrorKind {
     match error {
         SdkError::ServiceError(told) => match told.err().code() {
             Some(code) => kind_of_code(code),
