@@ -268,6 +268,29 @@ mod tests {
     }
 
     #[test]
+    fn every_place_has_one_after_it() {
+        let max = AddedId::MAX.0;
+        let numbers = |numbers: &[u64]| {
+            let mut bytes = Vec::new();
+            numbers.iter().for_each(|number| leb128::put(&mut bytes, *number));
+            bytes
+        };
+        let resumed = |low, done: &[u64]| Window::resume(AddedId(low), &numbers(done)).map(|window| window.end().0);
+        assert_eq!(resumed(max, &[]), Ok(max));
+        assert_eq!(resumed(max + 1, &[]), Err(Damaged("beyond every place")));
+        assert_eq!(resumed(max - 3, &[1, 2]), Ok(max));
+        for beyond in [3, 4, 99] {
+            assert_eq!(resumed(max - 3, &[1, beyond]), Err(Damaged("beyond every place")), "{beyond}");
+        }
+        assert_eq!(resumed(7, &[0, 1]), Err(Damaged("ranges that touch")));
+        assert_eq!(resumed(7, &[1, 0]), Err(Damaged("ranges that touch")));
+        let counts = |low, bytes: &[u64]| decode_attempts(AddedId(low), &numbers(bytes)).map(|counts| counts.len());
+        assert_eq!(counts(max - 2, &[1, 5, 1, 5]), Ok(2));
+        assert_eq!(counts(max - 2, &[1, 5, 2, 5]), Err(Damaged("attempts")));
+        assert_eq!(counts(9, &[1, 5, 0, 5]), Err(Damaged("attempts")));
+    }
+
+    #[test]
     fn counts_at_or_below_low_water_shift_no_others() {
         let attempts = [(3, 1), (10, 2), (12, 3), (15, 4)].map(|(id, n)| (AddedId(id), n));
         let bytes = encode_attempts(AddedId(10), attempts);
