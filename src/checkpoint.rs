@@ -49,6 +49,9 @@ impl Window {
     /// # Errors
     /// When the bytes are not what [`Window::encode`] wrote.
     pub fn resume(low: AddedId, done: &[u8]) -> Result<Self, Damaged> {
+        if low > AddedId::MAX {
+            return Err(Damaged("beyond every place"));
+        }
         let mut window = Self::new(low);
         let mut bytes = done;
         let mut end = low.0;
@@ -56,6 +59,9 @@ impl Window {
             let (gap, length) = (number(&mut bytes)?, number(&mut bytes)?);
             let first = end.checked_add(gap).and_then(|n| n.checked_add(1)).ok_or(Damaged("range"))?;
             end = first.checked_add(length).ok_or(Damaged("range"))?.checked_sub(1).ok_or(Damaged("range"))?;
+            if end > AddedId::MAX.0 {
+                return Err(Damaged("beyond every place"));
+            }
             if gap == 0 || length == 0 {
                 return Err(Damaged("ranges that touch"));
             }
@@ -178,7 +184,8 @@ pub fn decode_attempts(low: AddedId, mut bytes: &[u8]) -> Result<BTreeMap<AddedI
     let mut attempts = BTreeMap::new();
     let mut id = low.0;
     while !bytes.is_empty() {
-        id = id.checked_add(number(&mut bytes)?).ok_or(Damaged("attempts"))?;
+        let gap = number(&mut bytes)?;
+        id = id.checked_add(gap).filter(|id| gap > 0 && *id <= AddedId::MAX.0).ok_or(Damaged("attempts"))?;
         let count = u32::try_from(number(&mut bytes)?).map_err(|_| Damaged("attempts"))?;
         attempts.insert(AddedId(id), count);
     }
@@ -245,9 +252,42 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(low: u64, bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = Window::resume(AddedId(low), &bytes);
-            let _ = decode_attempts(AddedId(low), &bytes);
+            if let Ok(mut window) = Window::resume(AddedId(low), &bytes) {
+                // What was taken for a window behaves like one.
+                let end = window.end();
+                prop_assert!(end <= AddedId::MAX && window.is_done(end) && window.done_beyond() <= end.0 - low);
+                prop_assert!(window.encode().1 && Window::resume(AddedId(low), &window.encode().0) == Ok(window.clone()));
+                window.finish_range(window.low().next(), end);
+                prop_assert_eq!((window.low(), window.done_beyond()), (end, 0));
+            }
+            if let Ok(attempts) = decode_attempts(AddedId(low), &bytes) {
+                let encoded = encode_attempts(AddedId(low), attempts.clone());
+                prop_assert_eq!(decode_attempts(AddedId(low), &encoded), Ok(attempts));
+            }
         }
+    }
+
+    #[test]
+    fn every_place_has_one_after_it() {
+        let max = AddedId::MAX.0;
+        let numbers = |numbers: &[u64]| {
+            let mut bytes = Vec::new();
+            numbers.iter().for_each(|number| leb128::put(&mut bytes, *number));
+            bytes
+        };
+        let resumed = |low, done: &[u64]| Window::resume(AddedId(low), &numbers(done)).map(|window| window.end().0);
+        assert_eq!(resumed(max, &[]), Ok(max));
+        assert_eq!(resumed(max + 1, &[]), Err(Damaged("beyond every place")));
+        assert_eq!(resumed(max - 3, &[1, 2]), Ok(max));
+        for beyond in [3, 4, 99] {
+            assert_eq!(resumed(max - 3, &[1, beyond]), Err(Damaged("beyond every place")), "{beyond}");
+        }
+        assert_eq!(resumed(7, &[0, 1]), Err(Damaged("ranges that touch")));
+        assert_eq!(resumed(7, &[1, 0]), Err(Damaged("ranges that touch")));
+        let counts = |low, bytes: &[u64]| decode_attempts(AddedId(low), &numbers(bytes)).map(|counts| counts.len());
+        assert_eq!(counts(max - 2, &[1, 5, 1, 5]), Ok(2));
+        assert_eq!(counts(max - 2, &[1, 5, 2, 5]), Err(Damaged("attempts")));
+        assert_eq!(counts(9, &[1, 5, 0, 5]), Err(Damaged("attempts")));
     }
 
     #[test]

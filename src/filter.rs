@@ -8,12 +8,15 @@
 //!
 //! The expression is the operator's and the body is anybody's, so an evaluation has a budget: what a loop (`all`,
 //! `exists`, `map`, …) runs over, what an operator or a function works on and what becomes part of a list or a map costs
-//! as much as there are values in it, and a `matches` costs a constant. The expression is rewritten for that after it
+//! as much as there are values in it, and a `matches` what its pattern and its text may come to. The expression is rewritten for that after it
 //! was parsed. Depth is limited too, because evaluation recurses and a stack that overflows cannot be caught.
 
 mod body;
 mod budget;
 mod expression;
+#[cfg(test)]
+mod hostile;
+mod pattern;
 
 use crate::cell::{Cell, Datastore};
 use bytestring::ByteString;

@@ -20,12 +20,14 @@ missing=
 for tool in $(echo "$tools" | awk 'NF { print $1 ":" $2 }'); do
     command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool##*:}"
 done
-# cargo-deb, which makes the Debian package, comes from its source. Unoptimized it is built in half a minute, and packs as fast,
-# since Debian's own xz does that.
+# Tools of cargo come from their sources, unoptimized: what they do is quick, and building them is not. cargo-deb makes the
+# Debian package, cargo-deny looks at what is depended on, cargo-mutants plants bugs.
 project=$(cd "$(dirname "$0")/.." && pwd)
-if [ ! -x "$project/target/tools/bin/cargo-deb" ]; then
-    cargo install cargo-deb --version 3.8.0 --locked --no-default-features --debug --quiet --root "$project/target/tools"
-fi
+for tool in cargo-deb@3.8.0 cargo-deny@0.20.2 cargo-mutants@27.1.0; do
+    if [ ! -x "$project/target/tools/bin/${tool%@*}" ]; then
+        cargo install "$tool" --locked --no-default-features --debug --quiet --root "$project/target/tools"
+    fi
+done
 if [ -z "$missing" ]; then
     echo "all tools are installed"
     exit 0

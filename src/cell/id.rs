@@ -20,6 +20,9 @@ impl ShardId {
 pub struct AddedId(pub u64);
 
 impl AddedId {
+    /// Highest place that a record may name, so that there is one after each; whole numbers of many languages end there.
+    pub const MAX: Self = Self(i64::MAX as u64);
+
     /// The place after this one.
     #[must_use]
     pub fn next(self) -> Self {

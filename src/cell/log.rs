@@ -188,7 +188,8 @@ impl SegmentKey {
     /// Added ID of its first cell; 0 for an impossible record, which readers refuse.
     #[must_use]
     pub fn first(self) -> AddedId {
-        AddedId((self.last.0 + 1).saturating_sub(u64::from(self.n)))
+        let before = self.last.0.checked_sub(u64::from(self.n));
+        AddedId(before.map_or(0, |before| before.saturating_add(1)))
     }
 }
 

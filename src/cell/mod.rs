@@ -8,6 +8,8 @@
 pub mod clock;
 mod door;
 mod event;
+#[cfg(test)]
+pub(crate) mod hostile;
 mod id;
 pub mod leb128;
 mod ledger;

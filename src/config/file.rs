@@ -4,7 +4,7 @@ use super::{Config, Datastore};
 use crate::{
     admin::Listen,
     cell::{
-        Name,
+        AddedId, Name,
         setting::{BadSetting, DURATION_MAX, duration, lasts, size, within},
     },
     dispatch::{self, Start},
@@ -16,9 +16,6 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 /// Most triggers that tail one datastore.
 const TRIGGERS_MAX: usize = 32;
-
-/// Highest added ID that a file can name: whole numbers of TOML end there.
-const ADDED_ID_MAX: u64 = i64::MAX as u64;
 
 /// The whole file.
 #[derive(Serialize, Deserialize)]
@@ -261,7 +258,7 @@ fn check(config: &Config) -> Result<(), BadSetting> {
                     let reason = format!("{source} has no shard {shard}; its shards are 0 to {}", shards - 1);
                     return Err(BadSetting::new(key, reason));
                 }
-                within(&key, place.0, 0, ADDED_ID_MAX)?;
+                within(&key, place.0, 0, AddedId::MAX.0)?;
             }
         }
         if let handler::Config::Cells(handler) = &trigger.handler {

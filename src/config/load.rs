@@ -38,6 +38,8 @@ const NO_OVERRIDES: [&str; 12] = [
     "ATTEMPT",
     "EPOCH",
 ];
+/// Most parts of the name of an override: what is made of it is walked by recursion. Keys have fewer.
+const DEPTH_MAX: usize = 16;
 /// Longest file, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
@@ -137,12 +139,13 @@ impl Environment {
                     reason: "its value is not UTF-8".into(),
                 });
             };
-            overrides.push(Override {
-                variable: variable.clone(),
-                path: path_of(name),
-                text: text.into(),
-                as_toml: false,
-            });
+            let path = path_of(name);
+            if path.len() > DEPTH_MAX {
+                let place = format!("environment variable {variable}");
+                let reason = format!("its name has {} parts; no key has more than {DEPTH_MAX}", path.len());
+                return Err(ConfigError::Invalid { place, key: String::new(), reason });
+            }
+            overrides.push(Override { variable: variable.clone(), path, text: text.into(), as_toml: false });
         }
         Ok(overrides)
     }
@@ -266,13 +269,11 @@ fn attempt(file: &Path, text: &str, overrides: &[Override], environment: &Enviro
         Ok(tree) => tree,
         Err(error) => {
             // What is no TOML has no tree to find lines in.
-            let before = text.as_bytes().get(..error.span().unwrap_or_default().start).unwrap_or_default();
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-            return Err(Problem {
-                place: Place::Line(line),
-                path: Vec::new(),
-                reason: error.message().replace('\n', "; "),
+            let place = error.span().map_or(Place::File, |span| {
+                let before = text.as_bytes().get(..span.start).unwrap_or_default();
+                Place::Line(1 + before.iter().filter(|byte| **byte == b'\n').count())
             });
+            return Err(Problem { place, path: Vec::new(), reason: error.message().replace('\n', "; ") });
         }
     };
     if let Err(misfit) = tree.lay(overrides) {

@@ -1,6 +1,8 @@
 //! The config file, made of every room's own `Config`: found, read, overridden by the environment, checked, and printed.
 
 mod file;
+#[cfg(test)]
+mod hostile;
 mod load;
 #[cfg(test)]
 mod tests;

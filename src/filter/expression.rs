@@ -17,11 +17,14 @@ pub(super) const DEPTH_MAX: usize = 100;
 const VARIABLES: [&str; 6] = ["id", "source", "type", "subject", "time", "data"];
 /// Names that no expression can spell.
 const WEIGH: &str = "@weigh";
+const TEXT: &str = "@text";
 const PATTERN: &str = "@pattern";
 /// Compiles an expression; needs a large stack.
 pub(super) fn compile(source: &str) -> Result<Compiled, FilterError> {
     let mut env = Env::stdlib();
-    for (name, function) in [(WEIGH, budget::charge_value as Function), (PATTERN, budget::charge_pattern)] {
+    let charges =
+        [(WEIGH, budget::charge_value as Function), (TEXT, budget::charge_text), (PATTERN, budget::charge_pattern)];
+    for (name, function) in charges {
         env.add_overload(name, name, vec![DYN_TYPE], function).expect("no function is called so yet");
     }
     let program = env.compile(source).map_err(|errors| {
@@ -93,7 +96,8 @@ fn meter(expression: &mut IdedExpr, spaces: &BTreeSet<String>) {
                     // The first part of a function's name is no value.
                     let value = |target: &&mut IdedExpr| root(&target.expr).is_none_or(|name| !spaces.contains(name));
                     let target = call.target.as_deref_mut().filter(value);
-                    target.into_iter().chain(&mut call.args).for_each(|part| charge(part, WEIGH));
+                    let function = if pattern.is_some() { TEXT } else { WEIGH };
+                    target.into_iter().chain(&mut call.args).for_each(|part| charge(part, function));
                 }
             }
             if let Some(mut pattern) = pattern {

@@ -38,6 +38,7 @@ struct Ready {
 pub(super) fn ready(line: &[u8]) -> Result<usize, String> {
     let Hello { ready } = serde_json::from_slice(line).map_err(|error| {
         let line = super::lines::excerpt(line, 200);
+        let error = super::lines::excerpt(error.to_string().as_bytes(), COMPLAINT_MAX);
         format!(
             "its first line is not {{\"ready\": {{\"protocol\": {PROTOCOL}, \"concurrency\": …}}}}: {error}: {line:?}"
         )

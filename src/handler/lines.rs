@@ -80,6 +80,12 @@ impl Lines {
         (begin < self.start).then(|| Line::Whole(&self.buffer[begin..]))
     }
 
+    /// Bytes of memory that it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     fn cut(&mut self, next: usize) -> Line<'_> {
         let begin = std::mem::replace(&mut self.start, next);
         Line::Cut(&self.buffer[begin..begin + self.limit])

@@ -22,6 +22,8 @@ mod exec;
 #[cfg(test)]
 mod fixture;
 mod group;
+#[cfg(test)]
+mod hostile;
 mod lines;
 mod log;
 mod mutter;

@@ -31,6 +31,9 @@ pub const PACKED_MAX: usize = 380 * 1024;
 pub const RAW_MAX: usize = 2 << 20;
 /// What a reader accepts: what a writer may write, and the lengths.
 const UNPACKED_MAX: usize = RAW_MAX + (64 << 10);
+/// Most cells of a segment that a reader accepts: ten times what a transaction of the store can append. A cell takes far more
+/// memory unpacked than the four bytes that it may have in a forged segment.
+const CELLS_MAX: u32 = 1000;
 /// Fewest bytes of an unpacked cell: three empty texts and a number.
 const CELL_MIN: usize = 4;
 
@@ -118,7 +121,7 @@ pub fn unpack(shard: ShardId, segment: &Segment) -> Result<Vec<Cell>, SegmentErr
     let mut rest = Reader { raw: raw.into(), at: 0 };
     let first = segment.key().first();
     // Nobody has checked the count yet: memory is taken only for what the bytes can hold.
-    if segment.n == 0 || first == AddedId(0) || segment.n as usize > rest.raw.len() / CELL_MIN {
+    if !(1..=CELLS_MAX).contains(&segment.n) || first == AddedId(0) || segment.n as usize > rest.raw.len() / CELL_MIN {
         return Err(SegmentError::Damaged("number of cells"));
     }
     let mut cells = Vec::with_capacity(segment.n as usize);
@@ -169,7 +172,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::Millis;
+    use crate::cell::{Millis, hostile};
     use proptest::prelude::*;
 
     fn segment(cells: &[NewCell], last: u64) -> Segment {
@@ -231,6 +234,31 @@ mod tests {
             }
         }
 
+        /// What is unpacked of a changed segment is no more than a writer may write, and packed again it is the same.
+        #[test]
+        fn a_changed_segment_is_damaged_or_whole(
+            cells in prop::collection::vec(new_cell(), 1..9), changes in hostile::changes(), inside: bool, n in 0_u32..1200, format in 0_u8..4,
+        ) {
+            let good = segment(&cells, 2000);
+            let packed = if inside {
+                // Below the checksum: somebody who packs what he likes.
+                let mut raw = Vec::new();
+                cells.iter().for_each(|cell| put_cell(&mut raw, &cell.key, &cell.body));
+                compress(format, &hostile::changed(&raw, &changes))
+            } else {
+                hostile::changed(&good.packed, &changes).into()
+            };
+            for n in [good.n, n] {
+                let segment = Segment { packed: packed.clone(), n, ..good.clone() };
+                if let Ok(unpacked) = unpack(ShardId(3), &segment) {
+                    prop_assert!(unpacked.len() == n as usize && unpacked.len() <= CELLS_MAX as usize);
+                    prop_assert!(unpacked.iter().map(Cell::size).sum::<usize>() <= UNPACKED_MAX);
+                    let again = Segment { packed: erased(&unpacked, &BTreeSet::new()), ..segment };
+                    prop_assert_eq!(unpack(ShardId(3), &again), Ok(unpacked));
+                }
+            }
+        }
+
         #[test]
         fn no_bytes_panic(packed in prop::collection::vec(any::<u8>(), 0..300), n in 0_u32..200, last: u64) {
             for first in [None, Some(FORMAT), Some(FORMAT_ERASED)] {
@@ -278,6 +306,25 @@ mod tests {
             assert!(packed.len() < before, "{} after {upto}, and {before} before", packed.len());
             before = packed.len();
         }
+    }
+
+    /// A few hundred bytes that say that they are gigabytes, or half a million cells.
+    #[test]
+    fn a_bomb_is_refused_before_it_is_unpacked() {
+        let of = |packed: Bytes, n: u32| Segment { last: AddedId(1 << 40), n, packed, created_at: Millis(0) };
+        let long = compress(FORMAT_ERASED, &vec![0; UNPACKED_MAX + 1]);
+        assert!(long.len() < 1000);
+        assert_eq!(unpack(ShardId(0), &of(long, 9)), Err(SegmentError::Damaged("longer than any writer writes")));
+        let many = compress(FORMAT_ERASED, &vec![0; 4 * 500_000]);
+        assert!(many.len() < 1000);
+        assert_eq!(unpack(ShardId(0), &of(many, 500_000)), Err(SegmentError::Damaged("number of cells")));
+        let most = compress(FORMAT_ERASED, &vec![0; 4 * CELLS_MAX as usize]);
+        assert_eq!(unpack(ShardId(0), &of(most, CELLS_MAX)).unwrap().len(), CELLS_MAX as usize);
+        // A frame that names a short length and holds a long text.
+        let mut liar = compress(FORMAT, &[b'x'; 255]).to_vec();
+        let length = liar.iter().position(|byte| *byte == 255).unwrap();
+        liar[length] = 4;
+        assert_eq!(unpack(ShardId(0), &of(liar.into(), 1)), Err(SegmentError::Damaged("checksum or frame")));
     }
 
     #[test]

@@ -177,7 +177,8 @@ pub(crate) fn trigger(stored: Item) -> Decoded<TriggerRecord> {
     let start = match fields.optional_bytes("start")? {
         None => None,
         Some(packed) => {
-            let lows = unpack_lows(&packed).ok_or_else(|| fields.impossible("start is cut short"))?;
+            let lows =
+                unpack_lows(&packed).ok_or_else(|| fields.impossible("start is cut short or beyond every place"))?;
             Some(lows.into())
         }
     };
@@ -242,7 +243,11 @@ pub(crate) fn half_named(id: &TriggerId) -> Impossible {
 fn unpack_lows(mut packed: &[u8]) -> Option<Vec<AddedId>> {
     let mut lows = Vec::new();
     while !packed.is_empty() {
-        lows.push(AddedId(leb128::take(&mut packed)?));
+        let low = AddedId(leb128::take(&mut packed)?);
+        if low > AddedId::MAX {
+            return None;
+        }
+        lows.push(low);
     }
     Some(lows)
 }
@@ -321,7 +326,7 @@ fn checkpoint(mut fields: Fields) -> Decoded<Checkpoint> {
         Some(mut pause) => Some(ShardPause { generation: pause.number("generation")?, reason: pause.text("reason")? }),
     };
     Ok(Checkpoint {
-        low: AddedId(fields.number("low")?),
+        low: fields.place("low")?,
         done: fields.optional_bytes("done")?.unwrap_or_else(Bytes::new),
         attempts: fields.optional_bytes("attempts")?.unwrap_or_else(Bytes::new),
         paused,
@@ -335,7 +340,9 @@ fn checkpoint(mut fields: Fields) -> Decoded<Checkpoint> {
 pub(crate) fn lease(stored: Item) -> Decoded<Lease> {
     let mut fields = Fields::new("lease", stored);
     let name = fields.text("item")?;
-    let parts = name.split_once('/').filter(|(_, digits)| digits.len() == 5);
+    let parts = name
+        .split_once('/')
+        .filter(|(_, digits)| digits.len() == 5 && digits.bytes().all(|byte| byte.is_ascii_digit()));
     let Some((Ok(source), Ok(shard))) = parts.map(|(source, digits)| (Name::new(source), digits.parse())) else {
         return Err(fields.impossible(format!("item is {name:?}, not source/shard")));
     };
@@ -439,7 +446,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_trigger_comes_back(lows: Option<Vec<u64>>, which in 0..3) {
+        fn a_trigger_comes_back(lows in prop::option::of(prop::collection::vec(0..=AddedId::MAX.0, 0..100)), which in 0..3) {
             let state = [TriggerState::Active, TriggerState::Paused { reason: String::new() }, TriggerState::Retired];
             let whole = example_trigger(state[which as usize].clone(), lows);
             prop_assert_eq!(trigger(trigger_item(&whole)), Ok(whole));
@@ -495,7 +502,7 @@ mod tests {
 
     fn example_lease(owner: Option<&str>) -> Lease {
         let full = Checkpoint {
-            low: AddedId(u64::MAX),
+            low: AddedId::MAX,
             done: Bytes::from_static(&[1, 2]),
             attempts: Bytes::from_static(&[3]),
             paused: Some(ShardPause { generation: 4, reason: "because".into() }),
@@ -536,7 +543,7 @@ mod tests {
         assert!(reason(&whole, "epoch", n(0), lease).contains("epoch is 0"));
         assert!(reason(&whole, "owner", s(""), lease).contains("owner is empty"));
         assert!(reason(&whole, "scope", s("leases/6"), lease).contains("scope is"));
-        for bad in ["trips", "trips/37", "trips/x0037", "Trips/00037"] {
+        for bad in ["trips", "trips/37", "trips/x0037", "trips/+0037", "Trips/00037"] {
             assert!(reason(&whole, "item", s(bad), lease).contains("not source/shard"), "{bad}");
         }
         let checkpoints = |value| AttributeValue::M([("t1".to_owned(), value)].into());

@@ -72,7 +72,7 @@ fn place(fields: &mut Fields) -> Decoded<CellPlace> {
         return Err(fields.impossible(format!("cell is {sort_key:?}, not column#ref_key")));
     };
     let key = CellKey { row_key: row_key.into(), column: column.into(), ref_key };
-    let added_id = AddedId(fields.number("added_id")?);
+    let added_id = fields.place("added_id")?;
     fields.ensure(added_id.0 > 0, || "added_id is 0".into())?;
     Ok(CellPlace { key, shard: ShardId(fields.number("shard")?), added_id, erased: fields.mark("erased")? })
 }
@@ -118,7 +118,7 @@ pub(crate) fn segment_key_only(shard: ShardId, stored: Item) -> Decoded<SegmentK
 fn segment_head(shard: ShardId, fields: &mut Fields) -> Decoded<SegmentKey> {
     let found: u32 = fields.number("shard")?;
     fields.ensure(found == shard.0, || format!("shard is {found}, not {shard}"))?;
-    let last = AddedId(fields.number("last")?);
+    let last = fields.place("last")?;
     let cells: u32 = fields.number("n")?;
     fields.ensure(cells > 0 && u64::from(cells) <= last.0, || format!("{cells} cells up to {last}"))?;
     Ok(SegmentKey { last, n: cells })
@@ -143,9 +143,9 @@ pub(crate) fn tip(datastore: &Datastore, bucket: u32, stored: Item) -> Decoded<T
     fields.ensure(found == bucket, || format!("bucket is {found}, not {bucket}"))?;
     let tip = Tip {
         shard: ShardId(fields.number("shard")?),
-        tip: AddedId(fields.number("tip")?),
+        tip: fields.place("tip")?,
         created_at: Millis(fields.number("created_at")?),
-        trimmed_to: AddedId(fields.number("trimmed_to")?),
+        trimmed_to: fields.place("trimmed_to")?,
     };
     let (shard, shards) = (tip.shard, datastore.shards);
     fields.ensure(shard.0 < shards, || format!("shard is {shard} of {shards}"))?;
@@ -229,7 +229,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_cell_comes_back(row in ".{1,20}", column in "[^#]{1,20}", ref_key in 0..=REF_KEY_MAX, origin: bool,
-                             shard: u32, added_id in 1..=u64::MAX, at: i64) {
+                             shard: u32, added_id in 1..=AddedId::MAX.0, at: i64) {
             let new = new_cell(&row, &column, ref_key, origin);
             let stored = cell_item(&new, ShardId(shard), AddedId(added_id), Millis(at));
             let NewCell { key, body, origin } = new;

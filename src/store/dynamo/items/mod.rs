@@ -21,6 +21,8 @@
 
 mod control;
 mod datastore;
+#[cfg(test)]
+mod hostile;
 mod parked;
 
 pub(super) use control::{
@@ -35,7 +37,7 @@ pub(super) use datastore::{
 };
 pub(super) use parked::{lane_key, parked, parked_anywhere, parked_item, parked_key, position};
 
-use crate::cell::{Millis, Name};
+use crate::cell::{AddedId, Millis, Name};
 use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use bytes::Bytes;
 use std::{
@@ -54,6 +56,9 @@ pub(super) struct Impossible {
     what: &'static str,
     reason: String,
 }
+
+/// Longest reason that is kept, in bytes.
+const REASON_MAX: usize = 300;
 
 type Decoded<T> = Result<T, Impossible>;
 
@@ -87,8 +92,14 @@ impl Fields {
         Self { what, item }
     }
 
+    /// The reason is cut: it may quote an attribute, which may be as long as an item.
     fn impossible(&self, reason: impl Into<String>) -> Impossible {
-        Impossible { what: self.what, reason: reason.into() }
+        let mut reason = reason.into();
+        if reason.len() > REASON_MAX {
+            reason.truncate(reason.floor_char_boundary(REASON_MAX));
+            reason.push('…');
+        }
+        Impossible { what: self.what, reason }
     }
 
     fn ensure(&self, holds: bool, reason: impl FnOnce() -> String) -> Decoded<()> {
@@ -139,6 +150,13 @@ impl Fields {
         })?;
         let digits = self.required(name, digits)?;
         digits.parse().map_err(|_| self.impossible(format!("{name} is {digits}")))
+    }
+
+    /// A place in a log, or the one before its first.
+    fn place(&mut self, name: &str) -> Decoded<AddedId> {
+        let place = AddedId(self.number(name)?);
+        self.ensure(place <= AddedId::MAX, || format!("{name} is {place}"))?;
+        Ok(place)
     }
 
     /// When something was, for people; an earlier release did not write it.

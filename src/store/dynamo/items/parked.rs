@@ -58,11 +58,12 @@ pub(crate) fn parked(lane: &Lane, stored: Item) -> Decoded<Parked> {
     let mut fields = Fields::new("parked", stored);
     fields.expect_text("lane", &lane_key(lane))?;
     let place = fields.text("position")?;
-    let Some(added_id) = twenty_digits(&place).filter(|place| *place > 0).map(AddedId) else {
+    let Some(added_id) = twenty_digits(&place).map(AddedId).filter(|place| (AddedId(1)..=AddedId::MAX).contains(place))
+    else {
         return Err(fields.impossible(format!("position is {place:?}")));
     };
     fields.expect_text("source", lane.shard.source.as_str())?;
-    let last = AddedId(fields.number("last")?);
+    let last = fields.place("last")?;
     fields.ensure(last >= added_id, || format!("last {last} is below position {added_id}"))?;
     let word = fields.text("state")?;
     let states = [ParkedState::Retrying, ParkedState::Waiting, ParkedState::Dead];
