@@ -1,6 +1,6 @@
 #!/bin/sh
 # Plants bugs in the pure rooms (.cargo/mutants.toml), one at a time, and fails where no test beside the code sees one. Without
-# arguments: in the lines that the last change touched, for twenty minutes at most. With arguments: whatever cargo-mutants is told, as
+# arguments: in the lines that the last change touched, for eight minutes at most. With arguments: whatever cargo-mutants is told, as
 # in `tests/mutants.sh --file src/checkpoint.rs`; `--file 'src/**'` is all of them.
 set -eu
 cd "$(dirname "$0")/.."
@@ -35,9 +35,9 @@ number=$(mutants 60 --list --in-diff "$root/target/mutants.diff" 2>/dev/null | g
 echo "mutants: $number in the lines of the last change"
 [ "$number" = 0 ] && exit
 status=0
-mutants 1200 --in-diff "$root/target/mutants.diff" || status=$?
+mutants 480 --in-diff "$root/target/mutants.diff" || status=$?
 if [ "$status" = 124 ] && [ ! -s "$root/target/mutants.out/missed.txt" ]; then
-    echo "mutants: not all were planted within 20 minutes; those that were, were seen"
+    echo "mutants: not all were planted within eight minutes; those that were, were seen"
     exit
 fi
 exit "$status"
