@@ -33,7 +33,7 @@ impl Network {
         let is_transaction = matches!(operation, "commit" | "write" | "operate_parked");
         let trip = self.weather.lock().unwrap().trip(self.host, operation, part, is_transaction);
         // Some are held up before they leave the host, which may be frozen meanwhile.
-        let at_home = trip.there.as_millis() % 4 == 0;
+        let at_home = trip.there.as_millis().is_multiple_of(4);
         if at_home {
             sleep(trip.there).await;
         }

@@ -363,7 +363,7 @@ pub(crate) fn lease(stored: Item) -> Decoded<Lease> {
         None => None,
         Some(mut alone) => Some(Alone {
             trigger: TriggerId::from_stored(&alone.id("trigger")?),
-            added_id: AddedId(alone.number("added_id")?),
+            added_id: alone.place("added_id")?,
             quiet: alone.mark("quiet")?,
         }),
     };

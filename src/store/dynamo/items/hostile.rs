@@ -3,9 +3,9 @@
 
 use super::*;
 use crate::cell::{
-    AddedId, CellKey, Checkpoint, Datastore, Epoch, Incarnation, Lane, Lease, NewCell, Origin, Parked, ParkedState,
-    Role, Segment, Session, SessionId, SessionState, ShardId, ShardPause, ShardRef, TriggerId, TriggerRecord,
-    TriggerState, hostile,
+    AddedId, Alone, CellKey, Checkpoint, Datastore, Epoch, Incarnation, Lane, Lease, NewCell, Origin, Parked,
+    ParkedState, Role, Segment, Session, SessionId, SessionState, ShardId, ShardPause, ShardRef, TriggerId,
+    TriggerRecord, TriggerState, hostile,
 };
 use proptest::{prelude::*, sample::Index};
 use std::time::Duration;
@@ -67,6 +67,8 @@ fn good() -> Vec<Item> {
         sources: BTreeSet::from([name("rides"), name("trips")]),
         started_at: Millis(99),
         beat_at: Millis(100),
+        weight: 3,
+        plan: 2,
     };
     let trigger = TriggerRecord {
         id: TriggerId::from_stored("t1"),
@@ -86,6 +88,7 @@ fn good() -> Vec<Item> {
         paused: Some(ShardPause { generation: 4, reason: "because".into() }),
         dead: 5,
         generation: 6,
+        outlived: 1,
     };
     let lease = Lease {
         shard: shard(),
@@ -95,6 +98,8 @@ fn good() -> Vec<Item> {
         seq: 12,
         claimed_at: Millis(7),
         checkpoints: [(TriggerId::from_stored("t1"), checkpoint)].into(),
+        deaths: 2,
+        alone: Some(Alone { trigger: TriggerId::from_stored("t1"), added_id: AddedId(78), quiet: true }),
     };
     vec![
         cell_item(&NewCell { key, body: "{\"a\":1}".into(), origin }, SHARD, AddedId(1), Millis(5)),
