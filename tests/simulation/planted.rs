@@ -43,6 +43,9 @@ pub(super) const BUGS: &[Bug] = &[
     ("parking", "a new owner does not load the lane", "I7"),
     ("parking", "a dead cell is not written", "I1"),
     ("parking", "a cell that kills workers is called again", "I7"),
+    ("retirement", "a retired trigger is called on", "I11"),
+    ("retirement", "what is parked until the workers hear of a retirement is left", "I11"),
+    ("retention", "retention does not ask how old cells are", "I12"),
     ("append", "append without the tip's condition", "I2"),
     ("append", "append without the cells' condition", "I2"),
     ("append", "no answer is a yes", "I1 or I2"),
@@ -64,7 +67,7 @@ fn every_planted_bug_is_seen_by_its_invariant() {
             continue;
         };
         println!("{room}: {bug:?}: seed {seed}, {}", outcome.violations[0]);
-        if outcome.broke().is_none_or(|broke| !invariant.contains(broke)) {
+        if outcome.broke().is_none_or(|broke| !invariant.split(" or ").any(|one| one == broke)) {
             println!("  expected {invariant}");
             unseen.push(*bug);
         }
