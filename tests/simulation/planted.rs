@@ -40,7 +40,7 @@ pub(super) const BUGS: &[Bug] = &[
     ("parking", "a cell is passed before it is parked", "I1"),
     ("parking", "a parked cell is deleted before it is tried again", "I5"),
     ("parking", "a waiting cell does not wait", "I4"),
-    ("parking", "a new owner does not load the lane", "I7"),
+    ("parking", "a new owner does not load the lane", "I7 or I4"),
     ("parking", "a dead cell is not written", "I1"),
     ("parking", "a cell that kills workers is called again", "I7"),
     ("retirement", "a retired trigger is called on", "I11"),
