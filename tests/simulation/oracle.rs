@@ -20,7 +20,7 @@ type Line = (Name, ShardId, String, Epoch);
 
 /// A worker that read that a trigger is retired begins no call of it after so many seconds in which it was not frozen: it may go
 /// slowly, and reads the leases before it tells its shards.
-const HEARD: u32 = 20;
+const HEARD: u32 = 12;
 /// Nor does any, so many healthy seconds after: twice as long as between two sweeps, for the slowest clock.
 const KNOWN: u32 = 300;
 

@@ -69,6 +69,11 @@ impl Retirement {
         self.name.is_some()
     }
 
+    /// Whether the workers still have it in their config, and have to hear of its end by themselves.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.is_begun() && !matches!(self.stands, Stands::Over | Stands::Anew)
+    }
+
     pub(super) fn begin(&mut self, record: &TriggerRecord, name: Name) {
         (self.name, self.id, self.stands) = (Some(name), Some(record.id.clone()), Stands::CutOff);
     }

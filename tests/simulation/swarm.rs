@@ -75,7 +75,7 @@ pub(super) struct Swarm {
     pub(super) anew: bool,
     /// Seconds for which the workers keep logs, and between two trims of a shard.
     pub(super) retention: Option<(u64, u64)>,
-    /// Some workers are of a release that knows plan 1 alone.
+    /// Some workers are of a release that knows plan 1 alone. At the ports only.
     pub(super) mixed: bool,
     /// Faults end after so many seconds. For shrinking.
     pub(super) faults_for: u64,
@@ -163,7 +163,7 @@ impl Swarm {
             chaos: Chaos { retire, ..drawn.chaos },
             anew: retire > 0.0 && rng.bool(),
             retention: (rng.u8(..5) == 0).then(|| (rng.u64(1..60), rng.u64(5..60))),
-            mixed: drawn.weights > 1 && rng.bool(),
+            mixed: level == Level::Port && drawn.weights > 1 && rng.bool(),
             ..drawn
         };
         // Over hours a wall clock is set right, whatever its pace: what one host stores as due is due for the others.

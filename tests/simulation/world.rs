@@ -368,6 +368,7 @@ impl World {
             self.start_worker();
         }
         if self.chance(chaos.reload)
+            && !self.retirement.is_under_way()
             && let Some(place) = self.some_host()
         {
             self.reload(place);
@@ -455,12 +456,16 @@ impl World {
                 self.names.push((self.retirement.name.clone().expect("it is begun"), 1));
             }
         }
+        if self.retirement.is_under_way() && !self.is_healthy {
+            return;
+        }
+        let one_in = if self.is_healthy { 4 } else { 20 };
         for place in 0..self.hosts.len() {
             let host = &self.hosts[place];
             let mut names = self.names.iter().map(|(name, _)| name);
             let is_so = host.specs.len() == self.names.len()
                 && names.all(|name| host.specs.iter().any(|spec| spec.name == *name));
-            if host.has_opened() && host.pending.is_none() && !(is_so && host.agreed) && self.draw(0, 4) == 0 {
+            if host.has_opened() && host.pending.is_none() && !(is_so && host.agreed) && self.draw(0, one_in) == 0 {
                 self.reload(place);
             }
         }
