@@ -15,6 +15,7 @@ mod network;
 mod operator;
 mod oracle;
 mod planted;
+mod retirement;
 mod shrink;
 mod stage;
 mod swarm;

@@ -1,20 +1,15 @@
-//! The parked cells of a trigger as a whole: counted, and given up.
+//! The parked cells of a trigger as a whole, counted.
 
 use crate::{
-    cell::{AddedId, Lane, LaneChange, LaneKind, Ledger, Parked, ParkedState, ShardRef, StoreError, TriggerId},
-    store::{lane_where, patiently},
+    cell::{Lane, LaneKind, Ledger, Parked, ParkedState, ShardRef, StoreError, TriggerId},
+    store::lane_where,
 };
-use anyhow::bail;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use std::{iter::Sum, ops::Add};
 
-/// Lanes that are read, or emptied, at a time.
+/// Lanes that are read at a time.
 const PARALLEL: usize = 8;
-/// Parked cells that one transaction gives up.
-const DROPS: usize = 90;
-/// How often a transaction in a row is made anew because a cell changed meanwhile.
-const TRIES: u32 = 8;
 
 /// Parked cells by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -74,49 +69,16 @@ async fn count_lane(ledger: &dyn Ledger, lane: Lane) -> Result<Counts, StoreErro
     Ok(counts)
 }
 
-/// Gives up all parked cells of a trigger on these shards, and says how many. `told` hears of each transaction's.
-pub(super) async fn drop_all(
-    ledger: &dyn Ledger,
-    trigger: &TriggerId,
-    shards: &[ShardRef],
-    told: impl Fn(u64),
-) -> anyhow::Result<u64> {
-    let told = &told;
-    let drops = stream::iter(lanes(trigger, shards)).map(|lane| drop_lane(ledger, lane, told));
-    Ok(drops.buffer_unordered(PARALLEL).try_collect::<Vec<u64>>().await?.into_iter().sum())
-}
-
-async fn drop_lane(ledger: &dyn Ledger, lane: Lane, told: impl Fn(u64)) -> anyhow::Result<u64> {
-    let (mut dropped, mut refused) = (0, 0);
-    while refused < TRIES {
-        let page = patiently(|| ledger.parked(&lane, AddedId(0), DROPS)).await?;
-        if page.is_empty() {
-            return Ok(dropped);
-        }
-        let cells = page.len() as u64;
-        let changes: Vec<LaneChange> = page.into_iter().map(LaneChange::Delete).collect();
-        if patiently(|| ledger.operate_parked(&changes)).await? {
-            dropped += cells;
-            refused = 0;
-            told(cells);
-        } else {
-            refused += 1;
-        }
-    }
-    bail!("the parked cells of {} change all the time; try again", lane.shard)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        cell::{Millis, Name, Parked, ShardId},
+        cell::{AddedId, LaneChange, Millis, Name, Parked, ShardId},
         store::memory::MemoryLedger,
     };
-    use std::cell::Cell;
 
     #[tokio::test]
-    async fn all_lanes_of_one_trigger_are_counted_and_emptied() {
+    async fn all_lanes_of_one_trigger_are_counted() {
         let ledger = MemoryLedger::new();
         let shard = |n| ShardRef { source: Name::new("trips").unwrap(), shard: ShardId(n) };
         let states = [ParkedState::Retrying, ParkedState::Waiting, ParkedState::Dead, ParkedState::Dead];
@@ -144,10 +106,6 @@ mod tests {
         let shards = [shard(0), shard(1), shard(2)];
         let counts = Counts { retrying: 175, waiting: 175, dead: 350 };
         assert_eq!(count(&ledger, &mine, &shards).await.unwrap(), counts);
-        let told = Cell::new(0);
-        let dropped = drop_all(&ledger, &mine, &shards, |cells| told.set(told.get() + cells)).await.unwrap();
-        assert_eq!((dropped, told.get()), (700, 700));
-        assert_eq!(count(&ledger, &mine, &shards).await.unwrap(), Counts::default());
         assert_eq!(count(&ledger, &other, &shards).await.unwrap().all(), 4);
     }
 }

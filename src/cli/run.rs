@@ -19,7 +19,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use futures_util::{FutureExt, future::OptionFuture};
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
@@ -188,7 +188,7 @@ fn retention(config: &Config, store: &Store) -> Retention {
         let store = store.clone();
         async move { store.ledger(&group).await }.boxed()
     };
-    Retention { keep, open: Arc::new(open) }
+    Retention { keep, every: Duration::from_hours(1), open: Arc::new(open) }
 }
 
 /// A reload that the worker was asked for.

@@ -19,6 +19,7 @@ mod heart;
 mod moves;
 mod nudge;
 mod plan;
+mod retire;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -31,6 +32,8 @@ pub use fence::Fence;
 pub use gone::Gone;
 pub use nudge::nudge_all;
 pub use plan::{assign, wanted};
+pub(crate) use retire::change;
+pub use retire::{RetireError, remains, retire};
 pub use turns::Turns;
 pub use vacant::{AllVacant, Vacant};
 pub use watchman::{Findings, Watchman};

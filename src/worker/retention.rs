@@ -1,4 +1,4 @@
-//! Retention: a worker trims the shards that it holds, each about once an hour, a few at a time.
+//! Retention: a worker trims the shards that it holds, each about once an hour ([`Retention::every`]), a few at a time.
 //!
 //! A trim goes as far as cells are old enough, and never past the lowest checkpoint of any group that has a trigger on the
 //! datastore, all of it read strongly just before. So it harms nothing when two workers trim one shard, or when the shard was
@@ -7,7 +7,7 @@
 //! It is a future of the worker's own loop beside the shards' tasks, and what it does are requests: it keeps nobody waiting.
 
 use crate::{
-    cell::{Ledger, Name, ShardRef, chain, clock},
+    cell::{Ledger, Name, ShardRef, chain, clock, planted},
     metrics,
     store::{Cells, OpenError},
     tail::{self, TailError},
@@ -20,8 +20,6 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// How often a shard is trimmed.
-const EVERY: Duration = Duration::from_hours(1);
 /// Shards that are trimmed at a time.
 const PARALLEL: usize = 2;
 /// Segments that are deleted of a shard before others have a turn.
@@ -39,6 +37,8 @@ pub type OpenLedger = Arc<dyn Fn(Name) -> BoxFuture<'static, Result<Arc<dyn Ledg
 pub struct Retention {
     /// By datastore. The logs of one that is left out are kept for ever.
     pub keep: BTreeMap<Name, Duration>,
+    /// How often a shard is trimmed: an hour, but for tests.
+    pub every: Duration,
     /// For the checkpoints of the other groups that have triggers on a datastore.
     pub open: OpenLedger,
 }
@@ -84,8 +84,8 @@ pub(super) async fn run(
         return std::future::pending().await;
     }
     let groups = Mutex::new(BTreeMap::from([(group, ledger)]));
+    let mut turns = Turns::new(retention.every);
     let trims = Arc::new(Trims { retention, sources, groups });
-    let mut turns = Turns::default();
     let mut at_work: FuturesUnordered<BoxFuture<'static, (ShardRef, Result<bool, TrimError>)>> =
         FuturesUnordered::new();
     held.mark_changed();
@@ -120,8 +120,8 @@ pub(super) async fn run(
 }
 
 /// Whose turn is when.
-#[derive(Default)]
 struct Turns {
+    every: Duration,
     held: BTreeSet<ShardRef>,
     due: BTreeMap<ShardRef, Instant>,
     /// Why shards could not be trimmed at their last turn.
@@ -129,13 +129,17 @@ struct Turns {
 }
 
 impl Turns {
-    /// Takes what is held now. A shard's first turn is at any time of the first hour, so that thousands do not come at once.
+    fn new(every: Duration) -> Self {
+        Self { every, held: BTreeSet::new(), due: BTreeMap::new(), failed: BTreeMap::new() }
+    }
+
+    /// Takes what is held now. A shard's first turn is at any time of the first round, so that thousands do not come at once.
     fn follow<'a>(&mut self, held: impl Iterator<Item = &'a ShardRef>) {
         let held: BTreeSet<ShardRef> = held.cloned().collect();
         self.due.retain(|shard, _| held.contains(shard));
         self.failed.retain(|shard, _| held.contains(shard));
         for shard in held.difference(&self.held) {
-            self.due.insert(shard.clone(), clock::now() + EVERY.mul_f64(fastrand::f64()));
+            self.due.insert(shard.clone(), clock::now() + self.every.mul_f64(fastrand::f64()));
         }
         self.held = held;
     }
@@ -160,7 +164,7 @@ impl Turns {
         let rest = match trimmed {
             Ok(all) => {
                 self.succeeded(&shard);
-                if all { EVERY } else { GO_ON }
+                if all { self.every } else { GO_ON }
             }
             Err(error) => {
                 self.failed(&shard, &error);
@@ -201,7 +205,8 @@ impl Trims {
         for group in log.groups().await? {
             groups.push((group.clone(), self.ledger(group).await?));
         }
-        let due = tail::due(log, &groups, shard.shard, tail::before(clock::wall(), *keep)).await?;
+        let keep = if planted::is("retention does not ask how old cells are") { Duration::ZERO } else { *keep };
+        let due = tail::due(log, &groups, shard.shard, tail::before(clock::wall(), keep)).await?;
         if !due.is_any() {
             return Ok(true);
         }
@@ -238,13 +243,15 @@ mod tests {
     use super::*;
     use crate::cell::ShardId;
 
+    const EVERY: Duration = Duration::from_hours(1);
+
     fn shard(source: &str, shard: u32) -> ShardRef {
         ShardRef { source: Name::new(source).unwrap(), shard: ShardId(shard) }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_told_once_a_datastore_and_again_when_it_is_another() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::new(EVERY);
         let foreign = TrimError::Foreign;
         let group = |name: &str| TrimError::Group { group: Name::new(name).unwrap(), error: OpenError::Region };
         let (a, b, c) = (shard("trips", 1), shard("trips", 2), shard("rides", 1));
@@ -261,7 +268,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_shard_has_a_turn_an_hour_while_it_is_held() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::new(EVERY);
         let all: Vec<ShardRef> = (0..100).map(|n| shard("trips", n)).collect();
         turns.follow(all.iter());
         let mut seen: BTreeMap<ShardRef, u32> = BTreeMap::new();

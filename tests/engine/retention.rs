@@ -20,7 +20,7 @@ fn keeps(time: Duration, groups: BTreeMap<Name, Arc<MemoryLedger>>) -> Option<Re
         }
         .boxed()
     };
-    Some(Retention { keep: BTreeMap::from([(name("trips"), time)]), open: Arc::new(open) })
+    Some(Retention { keep: BTreeMap::from([(name("trips"), time)]), every: HOUR, open: Arc::new(open) })
 }
 
 /// Cells in the log, and where the trims ended, over all shards.

@@ -307,7 +307,7 @@ impl World {
             identity: Identity::default(),
             sources: [(name("trips"), Cells::new(log))].into(),
             triggers: vec![of("bill", "BASE", &["NOTE"]), of("gate", "GATE", &[])],
-            retention: Some(Retention { keep, open: Arc::new(open) }),
+            retention: Some(Retention { keep, every: Duration::from_hours(1), open: Arc::new(open) }),
             wrap: None,
         };
         let worker = Worker::new(setup).await.map_err(|error| told(&error))?;

@@ -165,6 +165,9 @@ impl Line {
                 if let Some(session) = Eyes::vouched(&operation, &body).filter(|_| answer.0 == 200) {
                     self.server.oracle.trusts(&session, sent + TRUSTED);
                 }
+                if let Some(trigger) = Eyes::heard_of(&operation, &body, &answer.1).filter(|_| answer.0 == 200) {
+                    self.server.oracle.hears(host, &trigger);
+                }
                 return Ok(self.twisted(&operation, &table, &body, answer));
             }
             Fate::Lost | Fate::Outage => return std::future::pending().await,

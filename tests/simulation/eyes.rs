@@ -100,9 +100,19 @@ impl Eyes {
         key["item"]["S"].as_str().map(SessionId::from_stored)
     }
 
+    /// The retired trigger that an answer tells of.
+    pub(super) fn heard_of(operation: &str, body: &[u8], answer: &str) -> Option<TriggerId> {
+        let text = std::str::from_utf8(body).ok().filter(|text| text.contains("{\"S\":\"retired\"}"))?;
+        let request: Value = serde_json::from_str(text).ok().filter(|_| operation == "GetItem")?;
+        answer
+            .contains("\"Item\"")
+            .then(|| TriggerId::from_stored(request["Key"]["item"]["S"].as_str().unwrap_or_default()))
+    }
+
     /// A request was applied.
     pub(super) fn saw(&mut self, host: u32, actions: &[Action<'_>], before: &[Value], after: &[Value]) {
         self.saw_cells(actions);
+        self.saw_trims(actions);
         let lanes: Vec<(ShardId, LaneMove)> = actions.iter().filter_map(lane_move).collect();
         let mut told = false;
         for (action, (before, after)) in actions.iter().zip(before.iter().zip(after)) {
@@ -112,6 +122,7 @@ impl Eyes {
             match text(action.item, "scope") {
                 "sessions" => self.saw_session(host, before, after),
                 "triggers" => self.saw_trigger(after),
+                "retired" if !after.is_null() => self.oracle.retired(&TriggerId::from_stored(text(after, "id"))),
                 scope if scope.starts_with("leases/") => {
                     let moves = lanes.iter().map(|(_, lane)| lane.clone()).collect();
                     self.saw_lease(host, action, before, after, moves);
@@ -127,6 +138,20 @@ impl Eyes {
         }
     }
 
+    /// Trims of operators and workers.
+    fn saw_trims(&self, actions: &[Action<'_>]) {
+        for action in actions {
+            let shard = ShardId(u32::try_from(number(action.item, "shard")).expect("a shard"));
+            if action.is_in(".log") && action.kind == Kind::Delete {
+                self.oracle.deleted(shard, AddedId(number(action.item, "last")));
+            }
+            let raises = action.whole["UpdateExpression"].as_str() == Some("SET #trimmed = :to");
+            if action.is_in(".tips") && raises {
+                self.oracle.trimmed(shard, AddedId(number(&action.whole["ExpressionAttributeValues"], ":to")));
+            }
+        }
+    }
+
     fn saw_cells(&self, actions: &[Action<'_>]) {
         let puts: Vec<&Value> = actions
             .iter()
@@ -135,6 +160,7 @@ impl Eyes {
             .collect();
         let Some(first) = puts.first() else { return };
         let shard = ShardId(u32::try_from(number(first, "shard")).expect("a shard"));
+        let at = Millis(number(first, "created_at").cast_signed());
         let cells = puts.into_iter().map(|item| {
             let (column, ref_key) = text(item, "cell").rsplit_once('#').expect("column#ref_key");
             let key = CellKey {
@@ -144,7 +170,7 @@ impl Eyes {
             };
             (key, AddedId(number(item, "added_id")))
         });
-        self.oracle.appended(shard, cells);
+        self.oracle.appended(shard, at, cells);
     }
 
     fn saw_session(&mut self, host: u32, before: &Value, after: &Value) {
@@ -179,6 +205,12 @@ impl Eyes {
         let owner =
             |item: &Value| Some(text(item, "owner")).filter(|owner| !owner.is_empty()).map(SessionId::from_stored);
         let epoch = Epoch(number(after, "epoch"));
+        let forgotten: Vec<TriggerId> =
+            lows(before).map(|(id, _)| id).filter(|id| !lows(after).any(|(kept, _)| kept == *id)).collect();
+        if !forgotten.is_empty() {
+            forgotten.iter().for_each(|id| self.oracle.forgot(&shard, id));
+            return;
+        }
         let changed: Vec<(TriggerId, AddedId)> = lows(after).filter(|low| !lows(before).any(|b| b == *low)).collect();
         if number(before, "epoch") != epoch.0 {
             match owner(after) {

@@ -4,19 +4,22 @@ use super::{oracle::Oracle, weather::SharedWeather};
 use cellhook::{
     cell::{clock, *},
     dispatch::Order,
-    worker::{Reload, TriggerSpec},
+    worker::{Reload, TriggerSpec, WorkerError},
 };
 use futures_util::future::BoxFuture;
 use std::{
     collections::BTreeMap,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -95,10 +98,13 @@ pub(super) struct Billing {
     pub(super) takes: u64,
     pub(super) order: Order,
     pub(super) host: u32,
+    /// Where its calls are booked.
+    pub(super) account: Name,
 }
 
 impl Billing {
     async fn one(&self, event: Event, timeout: Duration) -> Verdict {
+        let event = Event { trigger: self.account.clone(), ..event };
         let mut rng = fastrand::Rng::with_seed(self.weather.lock().unwrap().rng.u64(..));
         let witnessed = self.oracle.call(self.host, clock::boot(), &event, self.order);
         let note = |what: &str| {
@@ -167,6 +173,11 @@ pub(super) struct Host {
     /// It goes for so many milliseconds of each second until then.
     pub(super) slow: Option<(u64, Instant)>,
     pub(super) leaving: bool,
+    /// Its worker has registered its triggers.
+    pub(super) opened: Arc<AtomicBool>,
+    /// The answer to its last reload, until it is there; and whether that was taken.
+    pub(super) pending: Option<oneshot::Receiver<Result<usize, WorkerError>>>,
+    pub(super) agreed: bool,
 }
 
 impl Host {
@@ -179,6 +190,26 @@ impl Host {
         self.slow = self.slow.filter(|(_, until)| *until > now);
         let (goes, _) = self.slow.filter(|_| self.frozen_until.is_none())?;
         Some((self.freezer.clone(), goes))
+    }
+
+    pub(super) fn has_opened(&self) -> bool {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Whether its worker registers nothing just now.
+    pub(super) fn is_settled(&self) -> bool {
+        self.has_opened() && self.pending.is_none()
+    }
+
+    /// Looks whether its last reload was taken.
+    pub(super) fn hear(&mut self) {
+        match self.pending.as_mut().map(oneshot::Receiver::try_recv) {
+            None | Some(Err(oneshot::error::TryRecvError::Empty)) => {}
+            Some(answer) => {
+                self.agreed = matches!(answer, Ok(Ok(_)));
+                self.pending = None;
+            }
+        }
     }
 
     /// Nothing holds it up any more.

@@ -133,7 +133,7 @@ impl<L: Log> Log for FarLog<L> {
             if let (Committed::Accepted, Some(oracle)) = (&applied, oracle) {
                 let first = commit.tip_after().tip.0 + 1 - commit.cells.len() as u64;
                 let cells = commit.cells.iter().zip(first..).map(|(cell, place)| (cell.key.clone(), AddedId(place)));
-                oracle.appended(commit.shard, cells);
+                oracle.appended(commit.shard, commit.created_at, cells);
             }
             Ok(applied)
         };
@@ -232,10 +232,28 @@ impl<L: Log> Log for FarLog<L> {
         far!(self, Datastore, tip(shard: shard => shard))
     }
     fn raise_trim(&self, shard: ShardId, to: AddedId) -> Out<'_, bool> {
-        far!(self, Datastore, raise_trim(shard: shard => shard, to: to => to))
+        let Some(oracle) = self.oracle.clone() else {
+            return far!(self, Datastore, raise_trim(shard: shard => shard, to: to => to));
+        };
+        oracle.trims(self.network.host, clock::wall(), shard, to);
+        let (inner, network) = (self.inner.clone(), self.network.clone());
+        let apply = async move {
+            let raised = inner.raise_trim(shard, to).await?;
+            raised.then(|| oracle.trimmed(shard, to));
+            Ok(raised)
+        };
+        Box::pin(async move { network.send("raise_trim", Part::Datastore, move || Box::pin(apply)).await })
     }
     fn delete_segment(&self, shard: ShardId, last: AddedId) -> Out<'_, ()> {
-        far!(self, Datastore, delete_segment(shard: shard => shard, last: last => last))
+        let (inner, oracle, network) = (self.inner.clone(), self.oracle.clone(), self.network.clone());
+        let apply = async move {
+            inner.delete_segment(shard, last).await?;
+            if let Some(oracle) = oracle {
+                oracle.deleted(shard, last);
+            }
+            Ok(())
+        };
+        Box::pin(async move { network.send("delete_segment", Part::Datastore, move || Box::pin(apply)).await })
     }
     fn erase_cell<'a>(&'a self, key: &'a CellKey) -> Out<'a, bool> {
         far!(self, Datastore, erase_cell(key: key.clone() => &key))
@@ -299,7 +317,10 @@ pub(super) const TRUSTED: Duration = Duration::from_secs(7);
 
 impl Ledger for FarLedger {
     fn open_session<'a>(&'a self, session: &'a Session) -> Out<'a, Answer<Session>> {
-        self.vouch(&session.id, far!(self, Group, open_session(session: session.clone() => &session)))
+        let is_old = self.network.weather.lock().unwrap().old.contains(&self.network.host);
+        let session = Session { plan: if is_old { 1 } else { session.plan }, ..session.clone() };
+        let id = session.id.clone();
+        self.vouch(&id, far!(self, Group, open_session(session: session => &session)))
     }
     fn beat<'a>(&'a self, id: &'a SessionId, at: Millis) -> Out<'a, Answer<Session>> {
         self.vouch(id, far!(self, Group, beat(id: id.clone() => &id, at: at => at)))
@@ -329,7 +350,14 @@ impl Ledger for FarLedger {
         far!(self, Group, update_trigger(record: record.clone() => &record))
     }
     fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
-        far!(self, Group, retired(id: id.clone() => &id))
+        let retired: Out<'_, Option<TriggerRecord>> = far!(self, Group, retired(id: id.clone() => &id));
+        Box::pin(async move {
+            let record = retired.await?;
+            if record.is_some() {
+                self.oracle.hears(self.network.host, id);
+            }
+            Ok(record)
+        })
     }
     fn rename_trigger<'a>(&'a self, record: &'a TriggerRecord, to: &'a Name) -> Out<'a, Answer<TriggerRecord>> {
         far!(self, Group, rename_trigger(record: record.clone() => &record, to: to.clone() => &to))

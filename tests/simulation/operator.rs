@@ -1,5 +1,6 @@
 //! Operators: they trim, erase, damage, rewind, skip, retry, drop and rename meanwhile, with the library's own verbs where it has
-//! them. Their requests have no faults: what a fault does to a request of theirs the workers' own have shown.
+//! them. Their requests have no faults: what a fault does to a request of theirs the workers' own have shown. A retirement, which
+//! is many requests, has ([`super::retirement`]).
 
 use super::{oracle::Oracle, weather::SharedWeather};
 use bytes::Bytes;
@@ -45,7 +46,7 @@ impl Operator {
     /// Trims one shard, up to the lowest checkpoint.
     pub(super) async fn trim(&self) {
         let shard = self.shard(&mut self.rng());
-        if self.truth.ledger.triggers().await.unwrap().len() < self.triggers {
+        if self.oracle.registrations() < self.triggers {
             // One that is registered later begins with the oldest cell.
             return;
         }
@@ -54,6 +55,9 @@ impl Operator {
         let groups: [(Name, Arc<dyn Ledger>); 1] = [(self.group.clone(), self.truth.ledger.clone())];
         // A damaged segment in its way is told, and it goes on another day.
         let _ = tail::trim(&*self.truth.log, &groups, shard.shard, to, u64::MAX).await;
+        if let Some(tip) = self.truth.log.tip(shard.shard).await.unwrap() {
+            self.oracle.trimmed(shard.shard, tip.trimmed_to);
+        }
         self.told("an operator trims", &shard, "");
     }
 

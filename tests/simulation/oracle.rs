@@ -18,6 +18,32 @@ type Place = (Name, ShardId, AddedId);
 /// The rows of a trigger on a shard in one epoch; no row where the whole shard is in order.
 type Line = (Name, ShardId, String, Epoch);
 
+/// A worker that read that a trigger is retired begins no call of it after so many seconds in which it was not frozen: it may go
+/// slowly, and reads the leases before it tells its shards.
+const HEARD: u32 = 12;
+/// Nor does any, so many healthy seconds after: twice as long as between two sweeps, for the slowest clock.
+const KNOWN: u32 = 300;
+
+/// The account of a trigger: the name by which it was registered, and of one that took a retired one's name, the how manieth.
+pub(super) fn account(name: &Name, earlier: usize) -> Name {
+    if earlier == 0 { name.clone() } else { Name::new(&format!("{name}_{earlier}")).unwrap() }
+}
+
+/// What the oracle knows of a trigger's end.
+#[derive(Default)]
+struct End {
+    /// Its record says so.
+    retired: bool,
+    /// Healthy seconds since.
+    known: u32,
+    /// Workers that read it, and for how many seconds they have turned since.
+    heard: BTreeMap<u32, u32>,
+    /// Whether a checkpoint of it was removed since it was last asked for.
+    swept: bool,
+    /// Shards whose owners wrote for it since then.
+    late: BTreeSet<ShardId>,
+}
+
 /// What the oracle knows of one lease.
 #[derive(Default)]
 struct KnownLease {
@@ -58,7 +84,17 @@ struct Facts {
     /// Dead sessions.
     dead: BTreeSet<SessionId>,
     leases: BTreeMap<ShardRef, KnownLease>,
+    /// Their accounts, and the names by which they were registered.
     names: BTreeMap<TriggerId, Name>,
+    firsts: BTreeMap<TriggerId, Name>,
+    /// Triggers whose retirement was asked for.
+    ends: BTreeMap<TriggerId, End>,
+    is_healthy: bool,
+    /// Where triggers began that took a retired one's name.
+    began: BTreeMap<(Name, ShardId), AddedId>,
+    /// Where trims ended.
+    trimmed: BTreeMap<ShardId, AddedId>,
+    created: BTreeMap<(ShardId, AddedId), Millis>,
     /// Every cell that was ever appended, by its place, and where it lies.
     cells: BTreeMap<(ShardId, AddedId), CellKey>,
     places: BTreeMap<CellKey, (ShardId, AddedId)>,
@@ -96,6 +132,8 @@ pub(super) struct Oracle {
     columns: Columns,
     /// Nothing may be called past the time for which a session is to be trusted.
     fenced: bool,
+    /// How long logs are kept at least.
+    keep: Option<Duration>,
 }
 
 /// What the oracle counted.
@@ -142,8 +180,8 @@ impl Witnessed {
 }
 
 impl Oracle {
-    pub(super) fn new(columns: Columns, fenced: bool) -> Self {
-        Self { facts: Mutex::default(), columns, fenced }
+    pub(super) fn new(columns: Columns, fenced: bool, keep: Option<Duration>) -> Self {
+        Self { facts: Mutex::default(), columns, fenced, keep }
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -177,7 +215,7 @@ impl Oracle {
     // ---- the log ----
 
     /// Cells were appended to a shard: I2.
-    pub(super) fn appended(&self, shard: ShardId, cells: impl Iterator<Item = (CellKey, AddedId)>) {
+    pub(super) fn appended(&self, shard: ShardId, at: Millis, cells: impl Iterator<Item = (CellKey, AddedId)>) {
         let facts = &mut *self.facts();
         for (key, added_id) in cells {
             let tip = facts.tips.entry(shard).or_default();
@@ -189,6 +227,7 @@ impl Oracle {
                 facts.violations.push(format!("I2: {key:?} was stored at {before:?}, and again at {shard}/{added_id}"));
             }
             facts.cells.insert((shard, added_id), key);
+            facts.created.insert((shard, added_id), at);
         }
     }
 
@@ -231,13 +270,22 @@ impl Oracle {
     pub(super) fn registered(&self, id: &TriggerId, name: &Name) {
         let facts = &mut *self.facts();
         // A renamed trigger is the same one: its config, and so its handler, go on with the name that they know.
-        if facts.names.values().any(|known| known == name) {
+        let earlier: Vec<&TriggerId> =
+            facts.firsts.iter().filter(|(_, first)| *first == name).map(|(id, _)| id).collect();
+        if earlier.iter().any(|id| !facts.is_retired(id)) {
             facts.violations.push(format!("I1: {name} is registered anew, and would be called from the start"));
         }
-        facts.names.insert(id.clone(), name.clone());
+        let account = account(name, earlier.len());
+        facts.names.insert(id.clone(), account);
+        facts.firsts.insert(id.clone(), name.clone());
     }
 
-    /// The name by which a trigger was registered.
+    /// How many were registered.
+    pub(super) fn registrations(&self) -> usize {
+        self.facts().names.len()
+    }
+
+    /// The account of a trigger.
     pub(super) fn registered_as(&self, id: &TriggerId) -> Name {
         self.facts().names[id].clone()
     }
@@ -281,11 +329,20 @@ impl Oracle {
         let left = facts.moved(shard.shard, lanes);
         for (trigger, low) in lows {
             let lease = facts.leases.get_mut(*shard).expect("made above");
-            let before = lease.low.insert(trigger.clone(), *low).unwrap_or_default();
+            let known = lease.low.insert(trigger.clone(), *low);
+            if let Some(end) = facts.ends.get_mut(trigger).filter(|end| end.retired) {
+                // Its owner has not heard of it. What it says of cells that were given up counts no more.
+                end.late.insert(shard.shard);
+                continue;
+            }
+            let name = facts.names[trigger].clone();
+            if known.is_none() && name != facts.firsts[trigger] {
+                facts.begins(&name, shard.shard, *low);
+            }
+            let before = known.unwrap_or_default();
             if *low < before {
                 facts.violations.push(format!("I3: {shard}: low-water fell from {before} to {low}"));
             }
-            let name = facts.names[trigger].clone();
             for added_id in (before.0 + 1..=low.0).map(AddedId) {
                 let place = (name.clone(), shard.shard, added_id);
                 if !facts.is_finished(&place, self.columns) {
@@ -300,6 +357,12 @@ impl Oracle {
     pub(super) fn sorted(&self, shard: &ShardRef, lanes: &[LaneMove]) {
         let facts = &mut *self.facts();
         let left = facts.moved(shard.shard, lanes);
+        for (trigger, added_id) in &left {
+            let place = (facts.names[trigger].clone(), shard.shard, *added_id);
+            if facts.ends.contains_key(trigger) && !facts.is_parked(&place) {
+                facts.skipped.insert(place);
+            }
+        }
         facts.check_left(shard, &left, self.columns);
     }
 
@@ -343,6 +406,112 @@ impl Oracle {
         self.facts().damaged.extend((first.0..=last.0).map(|id| (shard, AddedId(id))));
     }
 
+    // ---- the ends of triggers ----
+
+    /// An operator asks for a trigger's retirement, perhaps again.
+    pub(super) fn retires(&self, id: &TriggerId) {
+        let facts = &mut *self.facts();
+        let end = facts.ends.entry(id.clone()).or_default();
+        (end.swept, end.late) = (false, BTreeSet::new());
+    }
+
+    /// A trigger's record says that it is retired.
+    pub(super) fn retired(&self, id: &TriggerId) {
+        let facts = &mut *self.facts();
+        match facts.ends.get_mut(id) {
+            Some(end) => end.retired = true,
+            None => facts.violations.push(format!("I11: {id} is retired, and nobody asked for it")),
+        }
+    }
+
+    /// A worker read that a trigger is retired.
+    pub(super) fn hears(&self, host: u32, id: &TriggerId) {
+        if let Some(end) = self.facts().ends.get_mut(id) {
+            end.heard.entry(host).or_default();
+        }
+    }
+
+    /// A second has passed, and these hosts were not frozen.
+    pub(super) fn turned(&self, hosts: impl Iterator<Item = u32>) {
+        let facts = &mut *self.facts();
+        let hosts: Vec<u32> = hosts.collect();
+        for end in facts.ends.values_mut().filter(|end| end.retired) {
+            end.known += u32::from(facts.is_healthy);
+            for host in &hosts {
+                end.heard.entry(*host).and_modify(|seconds| *seconds += 1);
+            }
+        }
+    }
+
+    /// A trigger's checkpoint was removed from a lease.
+    pub(super) fn forgot(&self, shard: &ShardRef, id: &TriggerId) {
+        let facts = &mut *self.facts();
+        if let Some(lease) = facts.leases.get_mut(shard) {
+            lease.low.remove(id);
+        }
+        match facts.ends.get_mut(id).filter(|end| end.retired) {
+            Some(end) if end.swept => {
+                end.late.remove(&shard.shard);
+            }
+            Some(end) => (end.swept, end.late) = (true, BTreeSet::new()),
+            None => facts.violations.push(format!("I11: the checkpoint of {id} is removed, and it is not retired")),
+        }
+    }
+
+    /// A retirement says that it is whole: nothing is left, but for what an owner wrote that had not heard of it.
+    pub(super) fn is_whole(&self, id: &TriggerId) {
+        let facts = &mut *self.facts();
+        let (end, name) = (&facts.ends[id], &facts.names[id]);
+        let in_leases =
+            facts.leases.iter().filter(|(_, lease)| lease.low.contains_key(id)).map(|(shard, _)| shard.shard);
+        let in_lanes = facts.lanes.iter().filter(|((of, _), lanes)| of == name && !lanes.is_empty());
+        let left: BTreeSet<ShardId> = in_leases.chain(in_lanes.map(|((_, shard), _)| *shard)).collect();
+        let left: Vec<&ShardId> = left.difference(&end.late).collect();
+        let what = match (end.retired, left.is_empty()) {
+            (true, true) => return,
+            (true, false) => format!("I11: {name} was retired, and something of it is left on {left:?}"),
+            (false, _) => format!("I11: {name} is said to be retired, and is not"),
+        };
+        facts.violations.push(what);
+    }
+
+    // ---- trims ----
+
+    /// A worker is about to trim a shard by its retention, and its wall clock shows that: I12.
+    pub(super) fn trims(&self, host: u32, wall: Millis, shard: ShardId, to: AddedId) {
+        let facts = &mut *self.facts();
+        let from = facts.trimmed.get(&shard).copied().unwrap_or_default();
+        let keep = self.keep.map_or(i64::MAX, |keep| i64::try_from(keep.as_millis()).unwrap());
+        let young = (from.0 + 1..=to.0)
+            .map(|id| (shard, AddedId(id)))
+            .find(|place| facts.created.get(place).is_none_or(|created| wall.0.saturating_sub(created.0) <= keep));
+        if let Some(place) = young {
+            let created = facts.created.get(&place);
+            facts.violations.push(format!("I12: host {host} trims {place:?} of {created:?} at {wall:?}"));
+        }
+    }
+
+    /// The end of a trim was raised.
+    pub(super) fn trimmed(&self, shard: ShardId, to: AddedId) {
+        let facts = &mut *self.facts();
+        let trimmed = facts.trimmed.entry(shard).or_default();
+        *trimmed = to.max(*trimmed);
+    }
+
+    /// A worker deleted a segment: what it holds was said to be trimmed before, and every trigger has passed it: I12.
+    pub(super) fn deleted(&self, shard: ShardId, last: AddedId) {
+        let facts = &mut *self.facts();
+        if facts.trimmed.get(&shard).is_none_or(|to| last > *to) {
+            facts.violations.push(format!("I12: {shard}/{last} was deleted, and nobody said so before"));
+        }
+        let of = facts.leases.iter().filter(|(of, _)| of.shard == shard).flat_map(|(_, lease)| &lease.low);
+        let behind = of.filter(|(id, low)| !facts.is_retired(id) && **low < last);
+        let behind: Vec<String> = behind.map(|(id, low)| format!("{} at {low}", facts.names[id])).collect();
+        if !behind.is_empty() {
+            facts.violations.push(format!("I12: {shard}/{last} was deleted before {behind:?}"));
+        }
+    }
+
     // ---- calls ----
 
     /// A handler was called by a host, whose clock shows that: I4, I8, and the account of repeats.
@@ -369,6 +538,7 @@ impl Oracle {
                 .violations
                 .push(format!("I8: host {host} calls {place:?} {late:?} after its session was to be trusted"));
         }
+        facts.check_end(host, &event.trigger);
         facts.lines.insert(line.clone(), (under_way + 1, last.max(cell.added_id)));
         let shard = (event.trigger.clone(), cell.shard);
         facts.epochs.entry(shard.clone()).or_default().insert(event.epoch);
@@ -385,7 +555,9 @@ impl Oracle {
 
     /// From now on nothing goes wrong any more.
     pub(super) fn healed(&self) {
-        self.facts().leases.values_mut().for_each(|lease| lease.claims_since_healed = 0);
+        let facts = &mut *self.facts();
+        facts.is_healthy = true;
+        facts.leases.values_mut().for_each(|lease| lease.claims_since_healed = 0);
     }
 
     /// How often all leases were claimed.
@@ -415,9 +587,11 @@ impl Oracle {
         }
     }
 
-    /// I1: everything appended is finished, parked or passed.
-    pub(super) fn check_all(&self, triggers: &[Name]) {
+    /// I1: everything appended is finished, parked or passed, for every trigger that is not retired.
+    pub(super) fn check_all(&self) {
         let facts = &mut *self.facts();
+        let triggers: Vec<Name> =
+            facts.names.iter().filter(|(id, _)| !facts.is_retired(id)).map(|(_, name)| name.clone()).collect();
         for (trigger, (shard, added_id)) in
             triggers.iter().flat_map(|trigger| facts.cells.keys().map(move |place| (trigger, place)))
         {
@@ -430,6 +604,32 @@ impl Oracle {
 }
 
 impl Facts {
+    fn is_retired(&self, id: &TriggerId) -> bool {
+        self.ends.get(id).is_some_and(|end| end.retired)
+    }
+
+    /// A trigger that took a retired one's name begins with the oldest cell of a shard that there is.
+    fn begins(&mut self, name: &Name, shard: ShardId, low: AddedId) {
+        let trimmed = self.trimmed.get(&shard).copied().unwrap_or_default();
+        if low > trimmed {
+            self.violations.push(format!("I1: {name} begins after {shard}/{low}, and only {trimmed} is trimmed"));
+        }
+        self.began.insert((name.clone(), shard), low);
+    }
+
+    /// I11: who read that a trigger is retired begins no call of it.
+    fn check_end(&mut self, host: u32, name: &Name) {
+        let ended = self.ends.iter().find(|(id, end)| end.retired && self.names[*id] == *name);
+        let Some((_, End { known, heard, .. })) = ended else { return };
+        let heard = heard.get(&host).copied().unwrap_or_default();
+        if heard > HEARD || *known > KNOWN {
+            let known = *known;
+            self.violations.push(format!(
+                "I11: host {host} calls {name}, which is retired: {heard} s after it read that, {known} healthy s after it was so"
+            ));
+        }
+    }
+
     /// Books changes of lanes, and gives the places that lie in none any more.
     fn moved(&mut self, shard: ShardId, changes: &[LaneMove]) -> Vec<(TriggerId, AddedId)> {
         let mut out = Vec::new();
@@ -464,6 +664,9 @@ impl Facts {
     /// I5: what left its lanes and was passed is finished.
     fn check_left(&mut self, shard: &ShardRef, left: &[(TriggerId, AddedId)], columns: Columns) {
         for (trigger, added_id) in left {
+            if self.is_retired(trigger) {
+                continue;
+            }
             let place = (self.names[trigger].clone(), shard.shard, *added_id);
             let low = self.leases.get(shard).and_then(|lease| lease.low.get(trigger)).copied().unwrap_or_default();
             if *added_id <= low && !self.is_finished(&place, columns) {
@@ -486,6 +689,7 @@ impl Facts {
             || self.is_parked(place)
             || self.skipped.contains(place)
             || self.erased.contains(&cell)
+            || self.began.get(&(trigger.clone(), *shard)).is_some_and(|began| added_id <= began)
             || self.is_passed(columns(trigger), &cell)
     }
 

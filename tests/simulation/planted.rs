@@ -11,7 +11,7 @@ use super::{
 use std::collections::BTreeSet;
 
 /// Seeds within which each has to be found.
-const DOSE: u64 = 400;
+const DOSE: u64 = 2000;
 
 /// A bug: where it is planted, its name, and the invariant that it breaks; two where both are broken by the same deed.
 pub(super) type Bug = (&'static str, &'static str, &'static str);
@@ -44,6 +44,9 @@ pub(super) const BUGS: &[Bug] = &[
     ("parking", "a dead cell is not written", "I1"),
     ("parking", "a cell that kills workers is called again", "I7"),
     ("parking", "what is due at once is due a moment later", "I7"),
+    ("retirement", "a retired trigger is called on", "I11"),
+    ("retirement", "what is parked until the workers hear of a retirement is left", "I11"),
+    ("retention", "retention does not ask how old cells are", "I12"),
     ("append", "append without the tip's condition", "I2"),
     ("append", "append without the cells' condition", "I2"),
     ("append", "no answer is a yes", "I1 or I2"),
@@ -55,7 +58,8 @@ pub(super) const BUGS: &[Bug] = &[
 #[test]
 fn every_planted_bug_is_seen_by_its_invariant() {
     let mut unseen = Vec::new();
-    for (room, bug, invariant) in BUGS {
+    let only: Option<String> = super::asked("HOOKTEST_BUG");
+    for (room, bug, invariant) in BUGS.iter().filter(|(_, bug, _)| only.as_ref().is_none_or(|only| only == bug)) {
         let one = |seed| run(seed, Swarm::draw(Level::Port, seed), bug, false);
         let outcomes = run_seeds(0, DOSE, one, Outcome::is_bad);
         let first = outcomes.iter().find(|(_, outcome)| outcome.is_bad());
@@ -65,7 +69,7 @@ fn every_planted_bug_is_seen_by_its_invariant() {
             continue;
         };
         println!("{room}: {bug:?}: seed {seed}, {}", outcome.violations[0]);
-        if outcome.broke().is_none_or(|broke| !invariant.contains(broke)) {
+        if outcome.broke().is_none_or(|broke| !invariant.split(" or ").any(|one| one == broke)) {
             println!("  expected {invariant}");
             unseen.push(*bug);
         }

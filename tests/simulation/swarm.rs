@@ -32,6 +32,8 @@ pub(super) struct Chaos {
     pub(super) damage: f64,
     /// An operator touches parked cells or a checkpoint, or renames.
     pub(super) operate: f64,
+    /// An operator retires a trigger, once.
+    pub(super) retire: f64,
 }
 
 /// See the module.
@@ -69,6 +71,12 @@ pub(super) struct Swarm {
     pub(super) lethal: bool,
     /// An outage of hours at the end, after which all come back at once.
     pub(super) long_outage: bool,
+    /// The config gets the name of a retired trigger again.
+    pub(super) anew: bool,
+    /// Seconds for which the workers keep logs, and between two trims of a shard.
+    pub(super) retention: Option<(u64, u64)>,
+    /// Some workers are of a release that knows plan 1 alone. At the ports only.
+    pub(super) mixed: bool,
     /// Faults end after so many seconds. For shrinking.
     pub(super) faults_for: u64,
 }
@@ -111,6 +119,7 @@ impl Swarm {
             erase: chance(0.03),
             damage: 0.0,
             operate: chance(0.3),
+            retire: 0.0,
         };
         let chaos = Chaos { damage: if rng.u8(..8) == 0 { 0.03 } else { 0.0 }, ..chaos };
         let floor = rng.u64(200..1000);
@@ -145,7 +154,19 @@ impl Swarm {
             continues: rng.u8(..5) == 0,
             lethal: rng.u8(..12) == 0,
             long_outage: rng.u8(..50) == 0,
+            anew: false,
+            retention: None,
+            mixed: false,
             faults_for: u64::MAX,
+        };
+        // Last, so that what was drawn before stays as it was.
+        let retire = if rng.u8(..4) == 0 { 0.05 } else { 0.0 };
+        let drawn = Self {
+            chaos: Chaos { retire, ..drawn.chaos },
+            anew: retire > 0.0 && rng.bool(),
+            retention: (rng.u8(..5) == 0).then(|| (rng.u64(1..60), rng.u64(5..60))),
+            mixed: level == Level::Port && drawn.weights > 1 && rng.bool(),
+            ..drawn
         };
         // Over hours a wall clock is set right, whatever its pace: what one host stores as due is due for the others.
         Self { drift: if drawn.long_outage { drawn.drift.min(20) } else { drawn.drift }, ..drawn }
@@ -158,6 +179,10 @@ type Knob = (&'static str, fn(&mut Swarm));
 /// For shrinking: what is left out makes a world simpler. Sizes first, since they save the most reading.
 pub(super) const KNOBS: &[Knob] = &[
     ("operators", |swarm| swarm.chaos.operate = 0.0),
+    ("retire", |swarm| swarm.chaos.retire = 0.0),
+    ("anew", |swarm| swarm.anew = false),
+    ("retention", |swarm| swarm.retention = None),
+    ("mixed", |swarm| swarm.mixed = false),
     ("reload", |swarm| swarm.chaos.reload = 0.0),
     ("trim", |swarm| swarm.chaos.trim = 0.0),
     ("erase", |swarm| swarm.chaos.erase = 0.0),

@@ -89,7 +89,13 @@ impl Ledger for Watched {
         })
     }
     fn update_trigger<'a>(&'a self, record: &'a TriggerRecord) -> Out<'a, Answer<TriggerRecord>> {
-        self.inner.update_trigger(record)
+        Box::pin(async move {
+            let answer = self.inner.update_trigger(record).await?;
+            if let (Answer::Accepted(_), TriggerState::Retired) = (&answer, &record.state) {
+                self.oracle.retired(&record.id);
+            }
+            Ok(answer)
+        })
     }
     fn retired<'a>(&'a self, id: &'a TriggerId) -> Out<'a, Option<TriggerRecord>> {
         self.inner.retired(id)
@@ -152,7 +158,11 @@ impl Ledger for Watched {
         self.inner.all_parked(after, limit)
     }
     fn forget_checkpoint<'a>(&'a self, shard: &'a ShardRef, trigger: &'a TriggerId) -> Out<'a, ()> {
-        self.inner.forget_checkpoint(shard, trigger)
+        Box::pin(async move {
+            self.inner.forget_checkpoint(shard, trigger).await?;
+            self.oracle.forgot(shard, trigger);
+            Ok(())
+        })
     }
     fn operate_parked<'a>(&'a self, changes: &'a [LaneChange]) -> Out<'a, bool> {
         Box::pin(async move {

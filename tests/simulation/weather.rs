@@ -1,7 +1,7 @@
 //! What becomes of each request: the fates, how likely they are, and the record of what happened.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -100,6 +100,8 @@ pub(super) struct Weather {
     pub(super) expired_until: BTreeMap<u32, Instant>,
     /// These tables are not there.
     pub(super) missing_until: BTreeMap<Part, Instant>,
+    /// Hosts of an older release, which knows plan 1 alone.
+    pub(super) old: BTreeSet<u32>,
     /// Hosts that a cell has killed.
     pub(super) killed: Vec<u32>,
     pub(super) counts: BTreeMap<&'static str, u64>,
@@ -121,6 +123,7 @@ impl Weather {
             outage_until: start,
             expired_until: BTreeMap::new(),
             missing_until: BTreeMap::new(),
+            old: BTreeSet::new(),
             killed: Vec::new(),
             counts: BTreeMap::new(),
             requests: 0,

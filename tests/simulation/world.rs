@@ -3,7 +3,8 @@
 use super::{
     hosts::{Billing, Host, OnHost, Pace, SharedFreezer, freeze, thaw},
     operator::{Operator, Truth},
-    oracle::Oracle,
+    oracle::{Oracle, account},
+    retirement::{Next, Retirement, SETTLED},
     stage::Stage,
     swarm::Swarm,
     weather::{Network, Part, SharedWeather, Weather},
@@ -12,14 +13,17 @@ use cellhook::{
     cell::{clock, planted, *},
     dispatch::{Config, Exhausted, Order, Retry, WindowConfig},
     lease::{self, Identity},
-    store::{Cells, PutError},
+    store::{Cells, OpenError, PutError},
     tail,
-    worker::{Reload, Setup, TriggerSpec, Worker},
+    worker::{Reload, Retention, Setup, TriggerSpec, Worker},
 };
 use futures_util::future::BoxFuture;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -76,7 +80,12 @@ struct World {
     hosts: Vec<Host>,
     tasks: JoinSet<()>,
     next_host: u32,
-    names: Vec<Name>,
+    /// The triggers of the config, and which of its name each is.
+    names: Vec<(Name, usize)>,
+    retirement: Retirement,
+    is_healthy: bool,
+    /// Since when all of its triggers are registered.
+    registered: Option<Instant>,
     /// Cells that their writers know about.
     written: Arc<Mutex<usize>>,
 }
@@ -87,14 +96,16 @@ pub(super) fn name(text: &str) -> Name {
 
 /// What each trigger is called for.
 fn columns(trigger: &Name) -> Vec<String> {
-    if trigger.as_str() == "bill" { vec!["BASE".into()] } else { Vec::new() }
+    if trigger.as_str().starts_with("bill") { vec!["BASE".into()] } else { Vec::new() }
 }
 
 impl World {
     async fn new(seed: u64, swarm: Swarm, told: bool) -> Self {
         let weather = Arc::new(Mutex::new(Weather::new(seed, swarm.faults, told)));
-        let oracle = Arc::new(Oracle::new(columns, !swarm.continues));
-        let names: Vec<Name> = ["bill", "copy", "strict"].map(name).into_iter().take(swarm.triggers).collect();
+        let keep = swarm.retention.map(|(keep, _)| Duration::from_secs(keep));
+        let oracle = Arc::new(Oracle::new(columns, !swarm.continues, keep));
+        let names: Vec<(Name, usize)> =
+            ["bill", "copy", "strict"].map(|text| (name(text), 0)).into_iter().take(swarm.triggers).collect();
         let new = NewDatastore { name: name("trips"), shards: swarm.shards };
         let stage = Stage::new(swarm.level, &new, name("g"), weather.clone(), oracle.clone()).await;
         let truth: Truth = stage.truth();
@@ -117,6 +128,9 @@ impl World {
             tasks: JoinSet::new(),
             next_host: 0,
             names,
+            retirement: Retirement::new(),
+            is_healthy: false,
+            registered: None,
             written: Arc::default(),
         }
     }
@@ -128,7 +142,7 @@ impl World {
 
     fn triggers(&self, host: u32) -> Vec<TriggerSpec> {
         let swarm = &self.swarm;
-        let spec = |trigger: &Name| {
+        let spec = |(trigger, earlier): &(Name, usize)| {
             let order = match trigger.as_str() {
                 "bill" => Order::Row,
                 "strict" => Order::Shard,
@@ -159,6 +173,7 @@ impl World {
                 takes: swarm.call,
                 order,
                 host,
+                account: account(trigger, *earlier),
             });
             TriggerSpec { name: trigger.clone(), config, handler }
         };
@@ -176,6 +191,13 @@ impl World {
     fn start_worker(&mut self) {
         let network = self.network();
         let host = network.host;
+        if self.swarm.mixed && self.draw(0, 3) == 0 {
+            self.count("of an older release", None);
+            self.weather.lock().unwrap().old.insert(host);
+        }
+        let retention = self.swarm.retention;
+        let opened = Arc::new(AtomicBool::new(false));
+        let has_opened = opened.clone();
         let way = self.stage.way(network);
         let freezer = SharedFreezer::default();
         let pace = self.pace();
@@ -211,15 +233,16 @@ impl World {
                         checkpoint_interval: 3 * SECOND,
                         memory,
                         group: name("g"),
+                        retention: retention.map(|(keep, every)| trimming(keep, every, &ledger)),
                         ledger,
                         presence: None,
                         identity: Identity { host: format!("h{host}"), pid: host, version: "sim".into() },
                         sources: [(name("trips"), Cells::new(log))].into(),
                         triggers: triggers.clone(),
-                        retention: None,
                         wrap: Some(wrap.clone()),
                     };
                     if let Ok(worker) = Worker::new(setup).await {
+                        has_opened.store(true, Ordering::Relaxed);
                         return worker.run(stop, reload.take().expect("once")).await;
                     }
                 }
@@ -242,6 +265,9 @@ impl World {
             frozen_until: None,
             slow: None,
             leaving: false,
+            opened,
+            pending: None,
+            agreed: true,
         });
     }
 
@@ -342,6 +368,7 @@ impl World {
             self.start_worker();
         }
         if self.chance(chaos.reload)
+            && !self.retirement.is_under_way()
             && let Some(place) = self.some_host()
         {
             self.reload(place);
@@ -380,14 +407,68 @@ impl World {
         let kept = self.draw(0, 4);
         let fresh = self.triggers(self.hosts[place].number);
         let host = &mut self.hosts[place];
-        for (i, (spec, fresh)) in (0..).zip(host.specs.iter_mut().zip(fresh)) {
-            if i != kept {
-                *spec = fresh;
+        let same =
+            |i: u64, fresh: &TriggerSpec| host.specs.iter().find(|spec| i == kept && spec.name == fresh.name).cloned();
+        let triggers: Vec<TriggerSpec> = (0..).zip(fresh).map(|(i, fresh)| same(i, &fresh).unwrap_or(fresh)).collect();
+        let (answer, answered) = oneshot::channel();
+        if host.reloads.try_send(Reload { triggers: triggers.clone(), answer }).is_ok() {
+            (host.specs, host.pending, host.agreed) = (triggers, Some(answered), false);
+        }
+    }
+
+    /// A trigger is retired, once in a world's life, and perhaps registered anew.
+    async fn tend_retirement(&mut self) {
+        self.oracle.turned(self.hosts.iter().filter(|host| host.frozen_until.is_none()).map(|host| host.number));
+        if self.swarm.chaos.retire == 0.0 && !self.retirement.is_begun() {
+            return;
+        }
+        self.hosts.iter_mut().for_each(Host::hear);
+        if !self.retirement.is_begun() {
+            let registered = self.operator.truth.ledger.triggers().await.unwrap();
+            if registered.len() == self.names.len() {
+                self.registered.get_or_insert_with(Instant::now);
+            }
+            let is_settled = self.registered.is_some_and(|since| since.elapsed() > SETTLED);
+            let is_due = self.names.len() > 1 && self.chance(self.swarm.chaos.retire);
+            if !is_due || !is_settled || !self.hosts.iter().all(Host::is_settled) {
+                return;
+            }
+            let which = self.draw(0, self.names.len() as u64);
+            let (name, _) = self.names.remove(usize::try_from(which).unwrap());
+            let record = registered.into_iter().find(|record| record.goes_by(&name)).expect("it is registered");
+            self.count("retire", None);
+            self.retirement.begin(&record, name);
+        }
+        let again = self.draw(0, 4) == 0;
+        let (truth, anew, hosts) = (self.operator.truth.clone(), self.swarm.anew, &self.hosts);
+        match self.retirement.tick(&truth, again, self.is_healthy, anew, hosts).await {
+            Next::Nothing => {}
+            Next::Ask => {
+                self.count("retirement asked for", None);
+                let network = self.network();
+                let dies = !self.is_healthy && self.draw(0, 2) == 0;
+                let patience = Duration::from_millis(if dies { self.draw(1, 15_000) } else { 600_000 });
+                let task = self.retirement.ask(self.stage.way(network), self.oracle.clone(), patience);
+                self.tasks.spawn(task);
+            }
+            Next::NameAnew => {
+                self.count("named anew", None);
+                self.names.push((self.retirement.name.clone().expect("it is begun"), 1));
             }
         }
-        // One that is not taken yet is as good as none.
-        let reload = Reload { triggers: host.specs.clone(), answer: oneshot::channel().0 };
-        let _ = host.reloads.try_send(reload);
+        if self.retirement.is_under_way() && !self.is_healthy {
+            return;
+        }
+        let one_in = if self.is_healthy { 4 } else { 20 };
+        for place in 0..self.hosts.len() {
+            let host = &self.hosts[place];
+            let mut names = self.names.iter().map(|(name, _)| name);
+            let is_so = host.specs.len() == self.names.len()
+                && names.all(|name| host.specs.iter().any(|spec| spec.name == *name));
+            if host.has_opened() && host.pending.is_none() && !(is_so && host.agreed) && self.draw(0, one_in) == 0 {
+                self.reload(place);
+            }
+        }
     }
 
     /// One second with everything in it.
@@ -396,6 +477,7 @@ impl World {
             self.oracle.violated(format!("I9: {panic}"));
         }
         self.disturb();
+        self.tend_retirement().await;
         let chaos = self.swarm.chaos;
         if self.chance(chaos.trim) {
             self.operator.trim().await;
@@ -416,6 +498,7 @@ impl World {
     fn heal(&mut self) {
         self.weather.lock().unwrap().heal();
         self.swarm.chaos = super::swarm::Chaos::default();
+        self.is_healthy = true;
         self.hosts.iter_mut().for_each(Host::heal);
         self.oracle.healed();
     }
@@ -423,12 +506,20 @@ impl World {
     /// Something that is still to be done.
     async fn left(&self) -> Option<String> {
         let Truth { log, ledger } = &self.operator.truth;
+        if let Some(left) = self.retirement.left(&self.operator.truth).await {
+            return Some(left);
+        }
+        let triggers = ledger.triggers().await.unwrap();
+        if self.retirement.waits(self.swarm.anew) || triggers.len() != self.names.len() {
+            return Some(format!("{} triggers are registered, the config has {:?}", triggers.len(), self.names));
+        }
         for shard in log.datastore().all_shards() {
             let tip = log.tip(shard).await.unwrap().map_or(AddedId(0), |tip| tip.tip);
             let of = ShardRef { source: name("trips"), shard };
             let Some(lease) = ledger.lease(&of).await.unwrap() else { return Some(format!("{of} has no lease")) };
             let mut lows = lease.checkpoints.values().map(|checkpoint| checkpoint.low);
-            let all = lease.owner.is_some() && lease.checkpoints.len() == self.names.len();
+            let has_all = triggers.iter().all(|trigger| lease.checkpoints.contains_key(&trigger.id));
+            let all = lease.owner.is_some() && has_all && lease.checkpoints.len() == triggers.len();
             if !all || !lows.all(|low| low == tip) {
                 return Some(format!("the tip is {tip}, {lease:?}"));
             }
@@ -493,7 +584,8 @@ impl World {
                     if first > next || after > tip.trimmed_to && first != next {
                         self.oracle.violated(format!("I2: shard {shard}: {next} is missing"));
                     }
-                    next = segment.last.next();
+                    // A trim deletes in no order.
+                    next = segment.last.max(tip.trimmed_to).next();
                     let unpacked = cellhook::store::segment::unpack(shard, segment).unwrap_or_default();
                     for cell in unpacked {
                         if cells.get(&(shard, cell.added_id)) != Some(&cell.key) {
@@ -508,6 +600,17 @@ impl World {
             }
         }
     }
+}
+
+/// How a worker trims. There is but one group.
+fn trimming(keep: u64, every: u64, ledger: &Arc<dyn Ledger>) -> Retention {
+    let ledger = ledger.clone();
+    let open = move |_| -> BoxFuture<'static, Result<Arc<dyn Ledger>, OpenError>> {
+        let ledger = ledger.clone();
+        Box::pin(async move { Ok(ledger) })
+    };
+    let keep = [(name("trips"), Duration::from_secs(keep))].into();
+    Retention { keep, every: Duration::from_secs(every), open: Arc::new(open) }
 }
 
 /// Who appends: until acknowledged, as a careful writer does, and sometimes what it appended before.
@@ -645,7 +748,7 @@ pub(super) fn run(seed: u64, swarm: Swarm, bug: &'static str, told: bool) -> Out
         world.read_log().await;
         if !world.oracle.is_violated() {
             world.oracle.check_repeats(u64::from(world.swarm.window));
-            world.oracle.check_all(&world.names);
+            world.oracle.check_all();
         }
         planted::plant("");
         let counts = world.oracle.counts();

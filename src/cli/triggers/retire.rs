@@ -1,35 +1,23 @@
 //! `triggers retire`: the end of a trigger, or of a former name of one.
 
-use super::TRIES;
 use crate::{
-    cell::{
-        Answer, Checkpoint, Lease, Ledger, Log, Name, Role, Session, SessionId, SessionState, ShardId, ShardRef,
-        StoreError, Tip, TriggerRecord, TriggerState,
-    },
+    cell::{Checkpoint, Lease, Ledger, Log, Name, ShardId, ShardRef, Tip, TriggerRecord, TriggerState},
     checkpoint::lag,
     cli::{
         Context,
         ask::Ask,
         bar::bar,
-        exit::{Done, Usage},
+        exit::{Absent, Done, Usage},
         lanes::{self, Counts},
         open::{Open, source, trigger},
         shards::tips,
         standing::checkpoint_of,
     },
-    lease::nudge_all,
-    store::patiently,
+    lease::{self, change, remains},
 };
-use anyhow::{Context as _, bail};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use anyhow::Context as _;
 use serde::Serialize;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep};
-
-/// How often it is looked whether the workers have heard of it.
-const LOOKS: Duration = Duration::from_millis(500);
-/// Leases that are changed at a time.
-const PARALLEL: usize = 8;
+use std::{collections::BTreeMap, sync::Arc};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -51,7 +39,7 @@ struct RetireLine<'a> {
     name: &'a Name,
     id: &'a str,
     datastore: &'a Name,
-    /// Cells that it has not finished; null for a former name.
+    /// Cells that it has not finished; null for a former name, and for what is left of a trigger that was retired before.
     lag_cells: Option<u64>,
     parked: Option<Counts>,
     /// Null when nothing was done.
@@ -61,8 +49,14 @@ struct RetireLine<'a> {
 pub(super) async fn retire(context: &mut Context, args: Args) -> anyhow::Result<Done> {
     let open = Open::new(context).await?;
     let ledger = open.ledger().await?;
-    let record = trigger(ledger.as_ref(), &args.name).await?;
-    let former = record.name != args.name;
+    let record = match trigger(ledger.as_ref(), &args.name).await {
+        Err(error) if error.is::<Absent>() => match left(&open, ledger.as_ref(), &args.name).await? {
+            Some(record) => record,
+            None => return Err(error),
+        },
+        found => found?,
+    };
+    let former = record.state != TriggerState::Retired && record.name != args.name;
     let named = |name: &&Name| if former { **name == args.name } else { record.goes_by(name) };
     if let Some(name) = open.config.triggers.keys().find(named).filter(|_| !args.force) {
         let file = open.config.file.display();
@@ -79,6 +73,16 @@ pub(super) async fn retire(context: &mut Context, args: Args) -> anyhow::Result<
     end.run(context, &args).await
 }
 
+/// A trigger of that name that was retired, and whose end was cut off.
+async fn left(open: &Open, ledger: &dyn Ledger, name: &Name) -> anyhow::Result<Option<TriggerRecord>> {
+    for datastore in open.config.datastores.keys() {
+        if let Some(record) = remains(ledger, datastore, name).await?.into_iter().next() {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
 /// Frees a former name.
 async fn free(
     context: &mut Context,
@@ -91,8 +95,8 @@ async fn free(
     let goes_on = !ask.dry_run;
     if goes_on {
         ask.agreed(&mut context.output, &format!("{what}. Go on?"))?;
-        change(ledger, record.clone(), async |record| match record.formerly.contains(name) {
-            true => Some(ledger.free_name(record, name).await),
+        change(ledger, record.clone(), |record| match record.formerly.contains(name) {
+            true => Some(Box::pin(async move { ledger.free_name(&record, name).await })),
             false => None,
         })
         .await?;
@@ -124,13 +128,17 @@ struct End {
 impl End {
     async fn run(&self, context: &mut Context, Args { drop_parked, ask, .. }: &Args) -> anyhow::Result<Done> {
         let name = &self.record.name;
-        let lag = self.lag().await?;
+        let was_retired = self.record.state == TriggerState::Retired;
+        let lag = if was_retired { None } else { Some(self.lag().await?) };
         let parked = lanes::count(self.ledger.as_ref(), &self.record.id, &self.shards()).await?;
         let Counts { retrying, waiting, dead } = parked;
-        let what = format!(
-            "{name} is never called again; given up: {lag} cells that it has not finished, and parked {retrying} \
-             retrying, {waiting} waiting, {dead} dead"
-        );
+        let lie_parked = format!("parked {retrying} retrying, {waiting} waiting, {dead} dead");
+        let what = match lag {
+            Some(lag) => format!(
+                "{name} is never called again; given up: {lag} cells that it has not finished, and {lie_parked}"
+            ),
+            None => format!("{name} was retired before; what is left of it goes: its checkpoints, and {lie_parked}"),
+        };
         let refused = parked.all() > 0 && !drop_parked;
         let goes_on = !ask.dry_run && !refused;
         if goes_on {
@@ -141,7 +149,7 @@ impl End {
             name,
             id: self.record.id.as_str(),
             datastore: &self.record.source,
-            lag_cells: Some(lag),
+            lag_cells: lag,
             parked: Some(parked),
             status: if refused { Some("refused") } else { goes_on.then_some("retired") },
         };
@@ -158,60 +166,11 @@ impl End {
         Ok(Done::All)
     }
 
-    /// The parked cells first: when this is stopped half-way, the trigger is still there and the same command goes on.
     async fn end(&self, parked: Counts) -> anyhow::Result<()> {
         let bar = bar(Some(parked.all()), "{wide_bar} {human_pos}/{human_len} parked cells");
-        let drops = async |told: &dyn Fn(u64)| {
-            let (ledger, id) = (self.ledger.as_ref(), &self.record.id);
-            lanes::drop_all(ledger, id, &self.shards(), told).await
-        };
-        if parked.all() > 0 {
-            drops(&|cells| bar.inc(cells)).await.context("stopped half-way; the same command again goes on")?;
-        }
+        let ended = lease::retire(self.ledger.as_ref(), &self.record, &self.shards(), |cells| bar.inc(cells)).await;
         bar.finish_and_clear();
-        let ledger = self.ledger.as_ref();
-        change(ledger, self.record.clone(), async |record| {
-            let retired = TriggerRecord { state: TriggerState::Retired, ..record.clone() };
-            Some(ledger.update_trigger(&retired).await)
-        })
-        .await?;
-        // A hint: without it the workers look by themselves, later.
-        let _ = nudge_all(ledger).await;
-        // What its workers parked until they heard of it. Nobody would ever find it.
-        self.is_heard().await?;
-        drops(&|_| ()).await.context("it is retired, but cells that were parked meanwhile are left behind")?;
-        self.forget()
-            .await
-            .context("it is retired, but its checkpoints are left in the leases, where they only take room")
-    }
-
-    /// Waits until every worker has had the time to stop: it has beaten twice since, the second time after it was nudged and
-    /// looked; or it has not beaten for as long as its session lasts.
-    async fn is_heard(&self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        let mut before: Option<BTreeMap<SessionId, u64>> = None;
-        loop {
-            let sessions = patiently(|| self.ledger.sessions()).await?;
-            let beats: BTreeMap<SessionId, u64> = sessions.iter().map(|one| (one.id.clone(), one.beat)).collect();
-            let before = before.get_or_insert(beats);
-            let works = |one: &&Session| one.role == Role::Worker && one.state != SessionState::Dead;
-            let waits = |one: &Session| {
-                before.get(&one.id).is_some_and(|beat| one.beat < beat + 2) && begun.elapsed() < one.length
-            };
-            if !sessions.iter().filter(works).any(waits) {
-                return Ok(());
-            }
-            sleep(LOOKS).await;
-        }
-    }
-
-    /// Removes its checkpoints, now that its lanes are empty: whoever looks for lanes finds them by these.
-    async fn forget(&self) -> Result<(), StoreError> {
-        let (ledger, id) = (&self.ledger, &self.record.id);
-        let leases = patiently(|| ledger.leases(&self.record.source)).await?;
-        let its = stream::iter(leases.iter().filter(|lease| lease.checkpoints.contains_key(id)));
-        let forgets = its.map(|lease| patiently(|| ledger.forget_checkpoint(&lease.shard, id)));
-        forgets.buffer_unordered(PARALLEL).try_collect().await
+        ended.context("stopped half-way; the same command again goes on")
     }
 
     fn shards(&self) -> Vec<ShardRef> {
@@ -237,31 +196,6 @@ fn given_up(tip: &Tip, checkpoint: Option<&Checkpoint>, record: &TriggerRecord) 
         None => tip.tip.0.saturating_sub(start().unwrap_or_default().0),
     };
     lag.min(tip.tip.0.saturating_sub(tip.trimmed_to.0))
-}
-
-/// Changes a trigger, decided anew as long as others change it too or the store does not answer; done when there is
-/// nothing to change any more, or no such trigger: an earlier copy of the request may have been applied.
-async fn change(
-    ledger: &dyn Ledger,
-    mut record: TriggerRecord,
-    send: impl AsyncFn(&TriggerRecord) -> Option<Result<Answer<TriggerRecord>, StoreError>>,
-) -> anyhow::Result<()> {
-    for tries in 1..=TRIES {
-        match send(&record).await {
-            None | Some(Ok(Answer::Accepted(_))) => return Ok(()),
-            Some(Ok(Answer::Refused(_))) => {}
-            Some(Err(error)) if error.kind.may_pass() && tries < TRIES => {
-                let bound = Duration::from_millis(20) * (1 << tries);
-                tokio::time::sleep(bound.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            }
-            Some(Err(error)) => return Err(error.into()),
-        }
-        match ledger.triggers().await?.into_iter().find(|found| found.id == record.id) {
-            Some(found) => record = found,
-            None => return Ok(()),
-        }
-    }
-    bail!("trigger {} is being changed by others all the time; try again", record.name)
 }
 
 fn print(context: &mut Context, line: &RetireLine<'_>) -> anyhow::Result<()> {
