@@ -29,7 +29,7 @@ pub(super) const BUGS: &[Bug] = &[
     ("tail", "damage is believed at the first read", "I1"),
     ("tail", "the segment that holds the checkpoint is passed", "I1"),
     ("tail", "what cannot be decoded is passed", "I1"),
-    ("tail", "a trim passes the checkpoints", "I1"),
+    ("tail", "a trim passes the checkpoints", "I1 or I12"),
     ("dispatch", "checkpoint passes an unfinished cell", "I1"),
     ("dispatch", "low-water is the highest finished cell", "I1"),
     ("dispatch", "a row is not waited for", "I4"),
