@@ -122,10 +122,12 @@ impl Swarm {
             retire: 0.0,
         };
         let chaos = Chaos { damage: if rng.u8(..8) == 0 { 0.03 } else { 0.0 }, ..chaos };
-        let floor = rng.u64(200..1000);
+        // At the level of the SDK a request costs twenty times as much: fewer of them are in vain.
+        let (slower, parts) = if level == Level::Sdk { (4, 3..=8) } else { (1, 2..=6) };
+        let floor = slower * rng.u64(200..1000);
         let (workers, shards) = if rng.u8(..4) == 0 { (rng.usize(2..=5), rng.u32(3..=12)) } else { (3, 8) };
         // Small worlds come to their end sooner, and see other things.
-        let part = if rng.u8(..3) == 0 { 1 } else { rng.u64(2..=6) };
+        let part = if rng.u8(..3) == 0 { 1 } else { rng.u64(parts) };
         let drawn = Self {
             level,
             workers,
@@ -138,7 +140,7 @@ impl Swarm {
             in_flight: rng.u32(1..12),
             batch: rng.u32(1..4),
             memory: 1 << rng.u32(14..26),
-            poll: (floor, floor.max(rng.u64(1000..3000))),
+            poll: (floor, floor.max(slower * rng.u64(1000..3000))),
             call: rng.u64(20..400),
             retry: rng.u64(2..40) * 1000,
             failing: rng.u64(0..25),
