@@ -200,7 +200,8 @@ impl<L: Log> Log for FarLog<L> {
             {
                 let at = rng.usize(..page.len());
                 let mut packed = page[at].packed.to_vec();
-                let byte = rng.usize(1..packed.len());
+                // One that is damaged for good may have a single byte.
+                let byte = rng.usize(1.min(packed.len() - 1)..packed.len());
                 packed[byte] ^= 0x55;
                 page[at].packed = Bytes::from(packed);
             }

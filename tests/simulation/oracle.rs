@@ -677,8 +677,9 @@ impl Facts {
 
     fn is_parked(&self, (trigger, shard, added_id): &Place) -> bool {
         let lanes = self.lanes.get(&(trigger.clone(), *shard));
-        let lane = lanes.and_then(|lanes| lanes.range(..=*added_id).next_back());
-        lane.is_some_and(|(_, (last, kinds))| last >= added_id && !kinds.is_empty())
+        // A dead cell may lie in a lane beside a range that was parked unread over it.
+        let mut before = lanes.into_iter().flat_map(|lanes| lanes.range(..=*added_id).rev());
+        before.any(|(_, (last, kinds))| last >= added_id && !kinds.is_empty())
     }
 
     fn is_finished(&self, place: &Place, columns: Columns) -> bool {
