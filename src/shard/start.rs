@@ -6,7 +6,7 @@ use super::{
     write::{Trouble, Wrote, write},
 };
 use crate::{
-    cell::{AddedId, Alone, Checkpoint, LaneKind, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
+    cell::{AddedId, Alone, Checkpoint, Epoch, LaneKind, Lease, LeaseWrite, StoreError, TriggerId, chain, clock},
     checkpoint::Window,
     dispatch::{Cursor, Now, Start, Trigger},
     tail::{self, TailError},
@@ -41,6 +41,8 @@ pub(super) struct Started {
     pub(super) seq: u64,
     /// The checkpoints that were written.
     pub(super) fresh: BTreeMap<TriggerId, Checkpoint>,
+    /// Triggers that are registered no more have no checkpoint here, and were given none.
+    pub(super) left_out: bool,
     pub(super) cursors: Result<Vec<Cursor>, NoStart>,
 }
 
@@ -48,13 +50,29 @@ pub(super) struct Started {
 pub(super) async fn start(
     home: Arc<Home>,
     mut lease: Lease,
-    triggers: Vec<Arc<Trigger>>,
+    mut triggers: Vec<Arc<Trigger>>,
     culprit: Option<Alone>,
     trouble: &Trouble,
 ) -> Started {
     let mut written = BTreeMap::new();
-    let cursors = cursors(&home, &mut lease, &triggers, culprit.as_ref(), trouble, &mut written).await;
-    Started { seq: lease.seq, fresh: written, cursors }
+    let all = triggers.len();
+    let cursors = match still_registered(&home, &lease, &mut triggers).await {
+        Ok(()) => cursors(&home, &mut lease, &triggers, culprit.as_ref(), trouble, &mut written).await,
+        Err(error) => Err(error.into()),
+    };
+    Started { seq: lease.seq, fresh: written, left_out: triggers.len() < all, cursors }
+}
+
+/// Keeps the triggers that have a checkpoint here or are registered. Whoever was frozen may not have heard that a trigger was
+/// retired and its checkpoints are gone: it would begin anew, and call for the whole log. Before a shard had an owner there was
+/// nothing to be gone.
+async fn still_registered(home: &Home, lease: &Lease, triggers: &mut Vec<Arc<Trigger>>) -> Result<(), StoreError> {
+    let is_fresh = |trigger: &Arc<Trigger>| !lease.checkpoints.contains_key(&trigger.record.id);
+    if lease.epoch > Epoch(1) && triggers.iter().any(is_fresh) {
+        let registered = home.shared.ledger.triggers().await?;
+        triggers.retain(|trigger| !is_fresh(trigger) || registered.iter().any(|record| record.id == trigger.record.id));
+    }
+    Ok(())
 }
 
 async fn cursors(

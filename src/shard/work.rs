@@ -765,9 +765,12 @@ impl Work {
 
     fn book(&mut self, books: Books, now: Now) -> Option<Ended> {
         match books {
-            Books::Started(Started { seq, fresh, cursors }) => {
+            Books::Started(Started { seq, fresh, left_out, cursors }) => {
                 self.seq = seq;
                 self.lease.checkpoints.extend(fresh);
+                if left_out {
+                    self.start_rests = Some(now.instant + RESTS.1);
+                }
                 return self.on_started(cursors, now);
             }
             Books::Wrote(Wrote::Accepted) => {
